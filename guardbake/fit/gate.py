@@ -1,0 +1,62 @@
+"""The gate: one direction, and a threshold calibrated for a stated false-positive rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from guardbake.errors import MalformedError
+from guardbake.samples import Form
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """threshold: the largest of the forms' own thresholds; open_rate[form]: harmless scores above."""
+
+    threshold: float
+    open_rate: Mapping[Form, float]
+
+
+def area_under_curve(harmful: npt.ArrayLike, harmless: npt.ArrayLike) -> float:
+    """Chance that a harmful score exceeds a harmless one; ties count half.
+
+    >>> area_under_curve([2.0, 3.0], [1.0, 2.0])
+    0.875
+    """
+    bad, good = np.asarray(harmful, dtype=np.float64), np.asarray(harmless, dtype=np.float64)
+    above = (bad[:, None] > good[None]).mean() + 0.5 * (bad[:, None] == good[None]).mean()
+    return float(above)
+
+
+def upper_quantile(harmless: npt.ArrayLike, rate: float) -> float:
+    """The smallest threshold that at most `rate` of exchangeable new harmless scores will exceed.
+
+    The split-conformal quantile: the ceil((n + 1)(1 - rate))-th smallest of n scores. Raises
+    MalformedError if n is too small to promise that rate.
+    """
+    scores = np.sort(np.asarray(harmless, dtype=np.float64))
+    index = int(np.ceil((len(scores) + 1) * (1 - rate)))
+    if index > len(scores):
+        raise MalformedError(
+            found=f"{len(scores)} harmless samples",
+            expected=f"at least {int(np.ceil(1 / rate)) - 1} for a rate of {rate}",
+            where="calibrating the gate",
+            remedy="give more harmless samples of this form or allow a higher rate",
+        )
+    return float(scores[index - 1])
+
+
+def calibrate(harmless: Mapping[Form, npt.ArrayLike], rate: float) -> Calibration:
+    """One threshold that keeps the promised rate on every form.
+
+    A threshold from text alone is wrong on images, in a direction that depends on the layer, so
+    each form is calibrated on harmless prompts of its own and the strictest threshold is taken.
+    """
+    threshold = max(upper_quantile(scores, rate) for scores in harmless.values())
+    rates = {f: float((np.asarray(s) > threshold).mean()) for f, s in harmless.items()}
+    return Calibration(threshold, rates)

@@ -1,0 +1,181 @@
+"""The guard's model-local functions: the law of `semantics`, written in ONNX operators.
+
+Written from the law, never from the PyTorch reference. Every function computes in float32 whatever
+the model's dtype and casts back saturating. Arrays are inputs, so that they stand in the stored
+file as initialisers that a reader can find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from guardbake.semantics import CLOSED, EPS, OPEN, UNDECIDED
+from guardbake.spec import Edit
+
+DOMAIN = "guardbake"
+FLOAT16_MAX = 65504.0
+_INT64_MAX = np.iinfo(np.int64).max
+
+
+class _Body:
+    """Collects the nodes of one function."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        self.inputs = {name: ir.Value(name=name) for name in inputs}
+        self.nodes: list[ir.Node] = []
+
+    def __call__(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        attributes: dict[str, int | float | Sequence[int]] | None = None,
+        outputs: int = 1,
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes or {}, num_outputs=outputs)
+        return self._append(node)
+
+    def constant(self, value: float | int | Sequence[int], dtype: type[np.generic]) -> ir.Value:
+        tensor = ir.tensor(np.array(value, dtype=dtype))
+        return self._append(ir.node("Constant", [], attributes={"value": tensor}))
+
+    def ints(self, *values: int) -> ir.Value:
+        return self.constant(list(values), np.int64)
+
+    def _append(self, node: ir.Node) -> ir.Value:
+        node.name = f"{node.op_type}_{len(self.nodes)}"
+        for index, output in enumerate(node.outputs):
+            output.name = f"{node.name}_{index}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def function(self, name: str, outputs: dict[str, ir.Value], opset: int) -> ir.Function:
+        for new_name, value in outputs.items():
+            value.name = new_name
+        graph = ir.Graph(
+            list(self.inputs.values()),
+            list(outputs.values()),
+            nodes=self.nodes,
+            opset_imports={"": opset},
+            name=name,
+        )
+        return ir.Function(DOMAIN, name, graph=graph, attributes=())
+
+
+def sensor_function(name: str, opset: int) -> ir.Function:
+    """(x [B,S,d], direction [d,1], centre [d], threshold []) -> score [B,S] float32."""
+    op = _Body(["x", "direction", "centre", "threshold"])
+    x = op("Cast", [op.inputs["x"]], {"to": ir.DataType.FLOAT})
+    along = op("MatMul", [op("Sub", [x, op.inputs["centre"]]), op.inputs["direction"]])
+    flat = op("Squeeze", [along, op.ints(-1)])
+    return op.function(name, {"score": op("Sub", [flat, op.inputs["threshold"]])}, opset)
+
+
+def _real_tokens(op: _Body) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """(rank [B,S] of each token of this call, real [B,S], total [B,1]) from the attention mask."""
+    mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
+    tokens = op("Shape", [op.inputs["score"]], {"start": 1, "end": 2})
+    start = op("Neg", [tokens])
+    rank = op("CumSum", [mask, op.constant(1, np.int64)])
+    window = [start, op.ints(_INT64_MAX), op.ints(1)]
+    ones = op("Slice", [mask, *window])
+    total = op("ReduceSum", [mask, op.ints(1)], {"keepdims": 1})
+    return op("Slice", [rank, *window]), op("Equal", [ones, op.ints(1)]), total
+
+
+def _score_opens(op: _Body) -> ir.Value:
+    """[B,S] bool; a score that is not a number opens, as in the law."""
+    zero = op.constant(0.0, np.float32)
+    return op("Not", [op("LessOrEqual", [op.inputs["score"], zero])])
+
+
+def token_gate_function(name: str, opset: int) -> ir.Function:
+    """(score [B,S], attention_mask [B,P+S]) -> open [B,S] bool."""
+    op = _Body(["score", "attention_mask"])
+    _, real, _ = _real_tokens(op)
+    return op.function(name, {"open": op("And", [_score_opens(op), real])}, opset)
+
+
+def sequence_gate_function(name: str, opset: int) -> ir.Function:
+    """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64."""
+    op = _Body(["score", "attention_mask", "state"])
+    rank, real, total = _real_tokens(op)
+    state = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
+    undecided = op("LessOrEqual", [state, op.ints(UNDECIDED)])
+    ends_here = op("Equal", [state, op.ints(UNDECIDED)])
+    end = op("Where", [ends_here, total, op("Neg", [state])])
+    asked = op("And", [op("And", [real, op("Equal", [rank, end])]), undecided])
+    verdict = op("Where", [_score_opens(op), op.ints(OPEN), op.ints(CLOSED)])
+    news = op("Where", [asked, verdict, state])
+    latest = op("ReduceMax", [news, op.ints(1)], {"keepdims": 1})
+    state_out = op("Max", [state, latest])
+    from_end = op("Or", [op("GreaterOrEqual", [rank, end]), op("Equal", [state, op.ints(OPEN)])])
+    opened = op("Equal", [state_out, op.ints(OPEN)])
+    open_ = op("And", [op("And", [real, from_end]), opened])
+    flat = op("Squeeze", [state_out, op.ints(1)])
+    return op.function(name, {"open": open_, "state_out": flat}, opset)
+
+
+def edit_inputs(edit: Edit) -> dict[str, np.ndarray]:
+    """The arrays an edit's function takes after y (and open), by input name, in order.
+
+    The branches of an edit stand side by side in one basis [d, K], so that the whole edit is one
+    MatMul in and one MatMul out; offset [K] is (mu_m Q_m) for each branch, taken in float64.
+    """
+    if edit.push is not None:
+        return {"push": edit.push, "strength": np.float32([edit.strength])}
+    offsets = [b.centre.astype(np.float64) @ b.basis.astype(np.float64) for b in edit.branches]
+    return {
+        "basis": np.concatenate([b.basis for b in edit.branches], axis=1),
+        "offset": np.concatenate(offsets).astype(np.float32),
+        "strength": np.float32([b.strength for b in edit.branches]),
+    }
+
+
+def edit_function(name: str, edit: Edit, dtype: ir.DataType, gated: bool, opset: int) -> ir.Function:
+    """(y [B,S,d], [open [B,S]], arrays of `edit_inputs`) -> edited [B,S,d] in y's dtype."""
+    op = _Body(["y", *(["open"] if gated else []), *edit_inputs(edit)])
+    y = op("Cast", [op.inputs["y"]], {"to": ir.DataType.FLOAT})
+    if edit.kind == "steer":
+        change = op("Mul", [op.inputs["push"], op.inputs["strength"]])
+    else:
+        change = _subspace_change(op, edit, y)
+    edited = op("Add", [y, change])
+    if dtype == ir.DataType.FLOAT16:
+        limits = [op.constant(sign * FLOAT16_MAX, np.float32) for sign in (-1, 1)]
+        edited = op("Clip", [edited, *limits])
+    edited = op("Cast", [edited], {"to": dtype})
+    if gated:
+        open_ = op("Unsqueeze", [op.inputs["open"], op.ints(-1)])
+        edited = op("Where", [open_, edited, op.inputs["y"]])
+    return op.function(name, {"edited": edited}, opset)
+
+
+def _subspace_change(op: _Body, edit: Edit, y: ir.Value) -> ir.Value:
+    """What is added to y: (weighted coordinates) Q^T."""
+    basis = op.inputs["basis"]
+    z = op("Sub", [op("MatMul", [y, basis]), op.inputs["offset"]])
+    if edit.kind == "care":
+        scaled = _fused(op, edit, z)
+    else:
+        scaled = op("Mul", [z, op.inputs["strength"]])
+    if edit.kind != "add":
+        scaled = op("Neg", [scaled])
+    return op("MatMul", [scaled, op("Transpose", [basis], {"perm": [1, 0]})])
+
+
+def _fused(op: _Body, edit: Edit, z: ir.Value) -> ir.Value:
+    """w_m alpha_m z_m for each branch m, side by side again."""
+    parts, sizes, stop = [], [], 0
+    for index, branch in enumerate(edit.branches):
+        start, stop = stop, stop + branch.basis.shape[1]
+        part = op("Slice", [z, op.ints(start), op.ints(stop), op.ints(-1)])
+        alpha = op("Slice", [op.inputs["strength"], op.ints(index), op.ints(index + 1), op.ints(0)])
+        norm = op("ReduceL2", [part, op.ints(-1)], {"keepdims": 1})
+        parts.append(op("Mul", [part, alpha]))
+        sizes.append(op("Mul", [norm, op("Abs", [alpha])]))
+    total = op("Add", [op("Add", sizes), op.constant(EPS, np.float32)])
+    weighted = [op("Mul", [op("Div", [n, total]), p]) for n, p in zip(sizes, parts, strict=True)]
+    return op("Concat", weighted, {"axis": -1})

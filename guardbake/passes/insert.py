@@ -1,0 +1,203 @@
+"""Insert a guard into a decoder graph: one visible model-local function a site.
+
+Requires: located sites with known dtype, an `attention_mask` input for gated profiles, and a graph
+that carries no guard yet. Leaves: the same graph with the sensor, the gate and one edit a site; a
+`sequence` guard adds the input `guard_state` [B] int64 and the output `guard_state_out`; gated
+profiles add the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from guardbake.errors import SiteError, UnsupportedError
+from guardbake.passes.functions import (
+    DOMAIN,
+    edit_function,
+    edit_inputs,
+    sensor_function,
+    sequence_gate_function,
+    token_gate_function,
+)
+from guardbake.passes.locate import Found, locate
+from guardbake.spec import Edit, GuardSpec, Sensor
+
+DIGEST_KEY = "guardbake.guard"
+SITE_KEY = "guardbake.site"
+STATE_IN, STATE_OUT = "guard_state", "guard_state_out"
+SCORE_OUT, OPEN_OUT = "guard_score", "guard_open"
+
+
+@dataclass(frozen=True)
+class InsertReport:
+    """What was inserted: the guard's nodes by name, and how each site was found."""
+
+    nodes: tuple[str, ...]
+    found: tuple[Found, ...]
+
+
+class InsertGuard:
+    """The pass. `InsertGuard(spec)(model)` changes the model in place."""
+
+    def __init__(self, spec: GuardSpec) -> None:
+        self.spec = spec
+        self.tag = spec.digest[:12]
+
+    def __repr__(self) -> str:
+        return f"InsertGuard({self.tag})"
+
+    def __call__(self, model: ir.Model) -> InsertReport:
+        self._refuse_guarded(model)
+        spec, graph = self.spec, model.graph
+        sites = {edit.site for edit in spec.edits} | ({spec.sensor.site} if spec.sensor else set())
+        found = locate(graph, sorted(sites, key=lambda site: site.depth))
+        opset = model.opset_imports[""]
+        nodes: list[ir.Node] = []
+        open_ = None
+        if spec.sensor is not None:
+            score_node = self._sensor(model, found[spec.sensor.site].value, spec.sensor, opset)
+            gate_node = self._gate(model, score_node, opset)
+            nodes += [score_node, gate_node]
+            open_ = gate_node.outputs[0]
+        for edit in spec.edits:
+            nodes.append(self._edit(model, found[edit.site].value, edit, open_, opset))
+        model.opset_imports[DOMAIN] = 1
+        model.metadata_props[DIGEST_KEY] = spec.digest
+        return InsertReport(tuple(str(node.name) for node in nodes), tuple(found.values()))
+
+    def _refuse_guarded(self, model: ir.Model) -> None:
+        if any(domain == DOMAIN for domain, _, _ in model.functions):
+            raise UnsupportedError(
+                found=f"guard {model.metadata_props.get(DIGEST_KEY, 'of unknown digest')[:12]}",
+                expected="a decoder graph without a guard",
+                where="the graph's model-local functions",
+                remedy="start from the unguarded export",
+            )
+
+    def _sensor(
+        self, model: ir.Model, x: ir.Value, sensor: Sensor, opset: int
+    ) -> ir.Node:
+        name = f"GuardbakeSensor_L{sensor.site.layer}_{self.tag}"
+        base = f"guardbake/{sensor.site}/{self.tag}"
+        arrays = {
+            "direction": sensor.direction[:, None],
+            "centre": sensor.centre,
+            "threshold": np.float32(sensor.threshold),
+        }
+        inputs = [x, *self._register(model, base, arrays)]
+        node = self._call(model, sensor_function(name, opset), inputs, f"{base}/sensor")
+        node.metadata_props[SITE_KEY] = str(sensor.site)
+        score = node.outputs[0]
+        _describe(score, ir.DataType.FLOAT, _tokens_of(x))
+        _producer(x).graph.insert_after(_producer(x), node)  # type: ignore[union-attr]
+        _expose(model, score, SCORE_OUT)
+        return node
+
+    def _gate(self, model: ir.Model, score_node: ir.Node, opset: int) -> ir.Node:
+        graph, score = model.graph, score_node.outputs[0]
+        mask = next((v for v in graph.inputs if v.name == "attention_mask"), None)
+        if mask is None:
+            raise SiteError(
+                found=f"inputs {[v.name for v in graph.inputs][:4]}",
+                expected="an input attention_mask, from which the gate knows the real tokens",
+                where="the decoder graph",
+                remedy="export the decoder with an attention mask, or use the profile always",
+            )
+        base = f"guardbake/gate/{self.tag}"
+        if self.spec.profile == "sequence":
+            batch = mask.shape[0] if mask.shape is not None else "batch"
+            state = ir.val(STATE_IN, ir.DataType.INT64, [batch])
+            graph.inputs.append(state)
+            function = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
+            node = self._call(model, function, [score, mask, state], base)
+            _describe(node.outputs[1], ir.DataType.INT64, [batch])
+            _expose(model, node.outputs[1], STATE_OUT)
+        else:
+            function = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
+            node = self._call(model, function, [score, mask], base)
+        _describe(node.outputs[0], ir.DataType.BOOL, _tokens_of(score))
+        graph.insert_after(score_node, node)
+        _expose(model, node.outputs[0], OPEN_OUT)
+        return node
+
+    def _edit(
+        self, model: ir.Model, y: ir.Value, edit: Edit, open_: ir.Value | None, opset: int
+    ) -> ir.Node:
+        if y.dtype is None:
+            raise SiteError(
+                found=f"{y.name} without a dtype",
+                expected="a float dtype on the guarded value",
+                where=f"{edit.site} of the decoder graph",
+                remedy="run ONNX shape inference on the graph first",
+            )
+        users = [use for use in y.uses() if use.node.domain != DOMAIN]
+        name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
+        base = f"guardbake/{edit.site}/{self.tag}"
+        gate = [] if open_ is None else [open_]
+        inputs = [y, *gate, *self._register(model, base, edit_inputs(edit))]
+        function = edit_function(name, edit, y.dtype, bool(gate), opset)
+        node = self._call(model, function, inputs, f"{base}/edit")
+        node.metadata_props[SITE_KEY] = str(edit.site)
+        edited = node.outputs[0]
+        edited.dtype, edited.shape = y.dtype, y.shape
+        after = [_producer(y), *(_producer(value) for value in gate)]
+        anchor = max(after, key=list(model.graph).index)
+        model.graph.insert_after(anchor, node)
+        for user in users:
+            user.node.replace_input_with(user.idx, edited)
+        for index, output in enumerate(model.graph.outputs):
+            if output is y:
+                model.graph.outputs[index] = edited
+        return node
+
+    def _register(
+        self, model: ir.Model, base: str, arrays: dict[str, np.ndarray]
+    ) -> list[ir.Value]:
+        values = []
+        for key, array in arrays.items():
+            tensor = ir.tensor(np.ascontiguousarray(array), name=f"{base}/{key}")
+            value = ir.val(f"{base}/{key}", const_value=tensor)
+            model.graph.register_initializer(value)
+            values.append(value)
+        return values
+
+    def _call(
+        self, model: ir.Model, function: ir.Function, inputs: Sequence[ir.Value], name: str
+    ) -> ir.Node:
+        model.functions[function.identifier()] = function
+        node = ir.Node(DOMAIN, function.name, inputs, num_outputs=len(function.outputs), name=name)
+        for declared, output in zip(function.outputs, node.outputs, strict=True):
+            output.name = f"{name}/{declared.name}"
+        return node
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    if node is None:
+        raise SiteError(
+            found=f"{value.name}, which no node computes",
+            expected="a value computed in the graph",
+            where="the decoder graph",
+            remedy="check that the graph is the model's decoder",
+        )
+    return node
+
+
+def _tokens_of(value: ir.Value) -> list[int | str | None]:
+    """[batch, sequence] as `value` spells them."""
+    dims = list(value.shape)[:2] if value.shape is not None else ["batch", "sequence"]
+    return [dim if isinstance(dim, int) else getattr(dim, "value", dim) for dim in dims]
+
+
+def _describe(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str | None]) -> None:
+    value.dtype, value.shape = dtype, ir.Shape(shape)
+
+
+def _expose(model: ir.Model, value: ir.Value, name: str) -> None:
+    """Make `value` a graph output under `name`."""
+    value.name = name
+    model.graph.outputs.append(value)

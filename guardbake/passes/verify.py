@@ -1,0 +1,194 @@
+"""Verify that a graph carries a guard whole: present, unaltered, and with no way round it.
+
+Requires: a decoder graph and the spec it should carry. Leaves: the graph as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import onnx_ir as ir
+
+from guardbake.errors import IntegrityError
+from guardbake.passes.functions import (
+    DOMAIN,
+    edit_function,
+    edit_inputs,
+    sensor_function,
+    sequence_gate_function,
+    token_gate_function,
+)
+from guardbake.passes.insert import DIGEST_KEY, OPEN_OUT, SCORE_OUT, STATE_IN, STATE_OUT
+from guardbake.passes.locate import locate
+from guardbake.spec import Edit, GuardSpec, Sensor
+
+
+@dataclass(frozen=True)
+class PresenceReport:
+    """The guard's call nodes by name, all of them found in place."""
+
+    nodes: tuple[str, ...]
+
+
+class VerifyGuard:
+    """The check. `VerifyGuard(spec)(model)` raises IntegrityError at the first thing amiss."""
+
+    def __init__(self, spec: GuardSpec, where: str) -> None:
+        self.spec = spec
+        self.where = where
+        self.tag = spec.digest[:12]
+
+    def __repr__(self) -> str:
+        return f"VerifyGuard({self.tag})"
+
+    def __call__(self, model: ir.Model) -> PresenceReport:
+        spec, opset = self.spec, model.opset_imports[""]
+        if model.metadata_props.get(DIGEST_KEY) != spec.digest:
+            self._refuse(
+                f"guard {model.metadata_props.get(DIGEST_KEY, 'none')[:12]}", f"guard {self.tag}"
+            )
+        calls = {str(node.name): node for node in model.graph if node.domain == DOMAIN}
+        expected = list(self._expected_nodes())
+        if sorted(calls) != sorted(expected):
+            self._refuse(f"guard nodes {sorted(calls)}", f"guard nodes {sorted(expected)}")
+        opens = self._check_gate(model, calls, opset) if spec.sensor is not None else None
+        for edit in spec.edits:
+            self._check_edit(model, calls, edit, opens, opset)
+        return PresenceReport(tuple(expected))
+
+    def _refuse(self, found: str, expected: str) -> NoReturn:
+        raise IntegrityError(
+            found=found,
+            expected=expected,
+            where=self.where,
+            remedy="do not ship this graph: bake it again from the unguarded export",
+        )
+
+    def _expected_nodes(self) -> Iterator[str]:
+        if self.spec.sensor is not None:
+            yield f"guardbake/{self.spec.sensor.site}/{self.tag}/sensor"
+            yield f"guardbake/gate/{self.tag}"
+        for edit in self.spec.edits:
+            yield f"guardbake/{edit.site}/{self.tag}/edit"
+
+    def _check_gate(self, model: ir.Model, calls: dict[str, ir.Node], opset: int) -> ir.Value:
+        """Sensor and gate are as the law says; returns the gate's open value."""
+        sensor = self.spec.sensor
+        assert sensor is not None
+        base = f"guardbake/{sensor.site}/{self.tag}"
+        sensor_node = calls[f"{base}/sensor"]
+        function = sensor_function(f"GuardbakeSensor_L{sensor.site.layer}_{self.tag}", opset)
+        self._check_body(model, sensor_node, function)
+        self._check_arrays(sensor_node, base, _sensor_arrays(sensor), skip=1)
+        self._check_reads(sensor_node, 0, locate(model.graph, [sensor.site])[sensor.site].value)
+        gate = calls[f"guardbake/gate/{self.tag}"]
+        wanted = [sensor_node.outputs[0].name, "attention_mask"]
+        if self.spec.profile == "sequence":
+            body = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
+            wanted.append(STATE_IN)
+        else:
+            body = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
+        self._check_body(model, gate, body)
+        names = [value.name if value is not None else None for value in gate.inputs]
+        if names != wanted:
+            self._refuse(f"gate inputs {names}", f"gate inputs {wanted}")
+        outputs = {value.name for value in model.graph.outputs}
+        missing = {SCORE_OUT, OPEN_OUT} - outputs
+        if self.spec.profile == "sequence":
+            missing |= {STATE_OUT} - outputs
+        if missing:
+            self._refuse(f"no graph outputs {sorted(missing)}", "an observable guard")
+        return gate.outputs[0]
+
+    def _check_edit(
+        self,
+        model: ir.Model,
+        calls: dict[str, ir.Node],
+        edit: Edit,
+        opens: ir.Value | None,
+        opset: int,
+    ) -> None:
+        base = f"guardbake/{edit.site}/{self.tag}"
+        node = calls[f"{base}/edit"]
+        y = node.inputs[0]
+        assert y is not None
+        name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
+        dtype = y.dtype or ir.DataType.FLOAT
+        self._check_body(model, node, edit_function(name, edit, dtype, opens is not None, opset))
+        self._check_arrays(node, base, edit_inputs(edit), skip=1 if opens is None else 2)
+        located = locate(model.graph, [edit.site])[edit.site].value
+        self._check_reads(node, 0, located)
+        if opens is not None:
+            self._check_reads(node, 1, opens)
+        for use in y.uses():
+            if use.node.domain != DOMAIN:
+                self._refuse(
+                    f"{use.node.op_type} {use.node.name} reads the unguarded {y.name}",
+                    f"only the guard to read {edit.site}",
+                )
+        if any(output is y for output in model.graph.outputs):
+            self._refuse(f"{y.name} as a graph output", "the unguarded value kept inside")
+        if not _reaches(node.outputs[0], "logits", model.graph):
+            self._refuse(f"no path from {node.name} to logits", "the edit to reach the logits")
+
+    def _check_reads(self, node: ir.Node, index: int, expected: ir.Value) -> None:
+        if node.inputs[index] is not expected:
+            got = node.inputs[index]
+            self._refuse(
+                f"{node.name} reading {got.name if got is not None else None}",
+                f"{node.name} reading {expected.name}",
+            )
+
+    def _check_body(self, model: ir.Model, node: ir.Node, expected: ir.Function) -> None:
+        found = model.functions.get(node.op_identifier())
+        if found is None:
+            self._refuse(f"no function {node.op_type}", f"a body for {node.name}")
+        if _body_bytes(found) != _body_bytes(expected):
+            self._refuse(f"another body of function {node.op_type}", "the body of the law")
+
+    def _check_arrays(
+        self, node: ir.Node, base: str, arrays: dict[str, np.ndarray], skip: int
+    ) -> None:
+        for value, (key, array) in zip(node.inputs[skip:], arrays.items(), strict=True):
+            tensor = value.const_value if value is not None else None
+            if value is None or value.name != f"{base}/{key}" or tensor is None:
+                self._refuse(f"{node.name} without the initialiser {key}", f"{base}/{key}")
+            if value.is_graph_input():
+                self._refuse(f"{value.name} as a graph input", "a constant nobody can override")
+            if tensor.numpy().tobytes() != np.ascontiguousarray(array).tobytes():
+                self._refuse(f"{value.name} with other numbers", "the numbers of the guard pack")
+
+
+def _sensor_arrays(sensor: Sensor) -> dict[str, np.ndarray]:
+    return {
+        "direction": sensor.direction[:, None],
+        "centre": sensor.centre,
+        "threshold": np.asarray(np.float32(sensor.threshold)),
+    }
+
+
+def _body_bytes(function: ir.Function) -> bytes:
+    """The function's inputs, outputs, nodes and attributes, without names of people or places."""
+    proto = ir.to_proto(function)
+    proto.ClearField("metadata_props")
+    proto.ClearField("value_info")
+    proto.ClearField("doc_string")
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _reaches(value: ir.Value, output: str, graph: ir.Graph) -> bool:
+    """Whether some path of uses leads from `value` to the graph output named `output`."""
+    goal = next((out for out in graph.outputs if out.name == output), None)
+    seen: set[ir.Value] = set()
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        if current is goal:
+            return True
+        if current not in seen:
+            seen.add(current)
+            stack += [out for use in current.uses() for out in use.node.outputs]
+    return False

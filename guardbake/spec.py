@@ -1,0 +1,252 @@
+"""GuardSpec: everything a guard is, and nothing else. Fitting ends here, graph code begins here.
+
+Arrays are float32, C-contiguous and read-only. A spec is checked when it is made, so whoever holds
+one need not check again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from guardbake.errors import MalformedError
+from guardbake.site import Site
+
+Profile = Literal["always", "token", "sequence"]
+EditKind = Literal["care", "project", "add", "steer"]
+Modality = Literal["visual", "text"]
+Vector = npt.NDArray[np.float32]
+
+VERSION = 1
+POLARITY = "harmful-positive"
+ORTHONORMAL = 1e-5  # |Q^T Q - I|, max; fp32 rounding of a basis orthonormal to 1e-10 gives 1e-6
+_BRANCHES: Mapping[str, int] = {"care": 2, "project": 1, "add": 1, "steer": 0}
+
+
+def _refuse(where: str, found: str, expected: str) -> None:
+    raise MalformedError(
+        found=found, expected=expected, where=where, remedy="fit the guard again with guardbake fit"
+    )
+
+
+def _vector(array: npt.ArrayLike, shape: tuple[int | None, ...], where: str) -> Vector:
+    """A read-only float32 copy of `array`, or an error naming `where`."""
+    raw = np.asarray(array)
+    if raw.dtype != np.float32:
+        _refuse(where, f"dtype {raw.dtype}", "float32")
+    if raw.ndim != len(shape) or any(
+        want not in (None, got) for want, got in zip(shape, raw.shape, strict=True)
+    ):
+        _refuse(where, f"shape {raw.shape}", f"shape {shape}")
+    if not np.isfinite(raw).all():
+        _refuse(where, "a value that is not finite", "finite numbers")
+    out = np.array(raw, dtype=np.float32, order="C")
+    out.setflags(write=False)
+    return out
+
+
+def _finite(value: float, where: str) -> None:
+    if not np.isfinite(value):
+        _refuse(where, repr(value), "a finite number")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model a guard belongs to. digest: sha256 over its weights and configuration files."""
+
+    family: str
+    layers: int
+    width: int
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sensor:
+    """s = (x - centre) . direction - threshold at `site`; positive is harmful.
+
+    direction [d] float32 of unit length, centre [d] float32, threshold in units of the score.
+    """
+
+    site: Site
+    direction: Vector
+    centre: Vector
+    threshold: float
+
+    def __post_init__(self) -> None:
+        where = f"sensor at {self.site}"
+        object.__setattr__(self, "direction", _vector(self.direction, (None,), where))
+        width = len(self.direction)
+        object.__setattr__(self, "centre", _vector(self.centre, (width,), where))
+        _finite(self.threshold, f"{where}: threshold")
+        norm = float(np.linalg.norm(self.direction.astype(np.float64)))
+        if abs(norm - 1) > ORTHONORMAL:
+            _refuse(where, f"a direction of length {norm:.6g}", "unit length")
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One subspace: basis [d, k] float32 with orthonormal columns, centre [d], strength alpha."""
+
+    modality: Modality
+    basis: Vector
+    centre: Vector
+    strength: float
+
+    def __post_init__(self) -> None:
+        where = f"{self.modality} branch"
+        if self.modality not in get_args(Modality):
+            _refuse(where, repr(self.modality), f"one of {get_args(Modality)}")
+        object.__setattr__(self, "basis", _vector(self.basis, (None, None), where))
+        width, rank = self.basis.shape
+        if not 0 < rank <= width:
+            _refuse(where, f"a basis of shape {self.basis.shape}", "1 to d columns")
+        object.__setattr__(self, "centre", _vector(self.centre, (width,), where))
+        _finite(self.strength, f"{where}: strength")
+        basis = self.basis.astype(np.float64)
+        error = float(np.abs(basis.T @ basis - np.eye(rank)).max())
+        if error > ORTHONORMAL:
+            _refuse(where, f"a basis with |Q^T Q - I| = {error:.3g}", f"at most {ORTHONORMAL}")
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What happens to the FFN output at `site` while the gate is open (see `semantics`).
+
+    branches: two for "care" (visual, text), one for "project" and "add", none for "steer".
+    push [d] float32 and strength: for "steer" only; the others keep strength in their branches.
+    """
+
+    site: Site
+    kind: EditKind
+    branches: tuple[Branch, ...] = ()
+    push: Vector | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = f"edit at {self.site}"
+        if self.kind not in get_args(EditKind):
+            _refuse(where, f"kind {self.kind!r}", f"one of {get_args(EditKind)}")
+        if self.site.boundary != "ffn_output":
+            _refuse(where, f"boundary {self.site.boundary}", "ffn_output, the only edited boundary")
+        wanted = _BRANCHES[self.kind]
+        if len(self.branches) != wanted:
+            _refuse(where, f"{len(self.branches)} branches", f"{wanted} for kind {self.kind}")
+        if self.kind == "care" and [b.modality for b in self.branches] != ["visual", "text"]:
+            _refuse(where, f"{[b.modality for b in self.branches]}", "visual, then text")
+        if (self.push is None) == (self.kind == "steer"):
+            _refuse(where, "a push" if self.push is not None else "no push", "a push iff steer")
+        if self.push is not None:
+            object.__setattr__(self, "push", _vector(self.push, (None,), where))
+        _finite(self.strength, f"{where}: strength")
+        if len({b.basis.shape[0] for b in self.branches}) > 1:
+            _refuse(where, "branches of different width", "one width")
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return len(self.push) if self.push is not None else self.branches[0].basis.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class GuardSpec:
+    """A whole guard: one sensor (unless profile is "always") and one edit per site.
+
+    method: name of the method that fitted it. provenance: JSON values that say how (sample digests,
+    figures); they are part of the digest. Sensor before edits: a site is read before it is changed.
+    """
+
+    model: ModelIdentity
+    method: str
+    profile: Profile
+    sensor: Sensor | None
+    edits: tuple[Edit, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = "guard spec"
+        if self.profile not in get_args(Profile):
+            _refuse(where, f"profile {self.profile!r}", f"one of {get_args(Profile)}")
+        if not self.edits:
+            _refuse(where, "no edits", "at least one edit")
+        if (self.sensor is None) != (self.profile == "always"):
+            _refuse(where, f"profile {self.profile} with sensor {self.sensor}", "a sensor iff gated")
+        sites = [edit.site for edit in self.edits]
+        if sites != sorted(set(sites), key=lambda site: site.depth):
+            _refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")
+        for site in [*sites, *([self.sensor.site] if self.sensor else [])]:
+            if not 0 <= site.layer < self.model.layers:
+                _refuse(where, str(site), f"layers 0 to {self.model.layers - 1}")
+        if self.sensor is not None and self.sensor.site.depth > sites[0].depth:
+            _refuse(where, f"sensor at {self.sensor.site}", f"at or before the edit at {sites[0]}")
+        widths = {edit.width for edit in self.edits}
+        widths |= {len(self.sensor.direction)} if self.sensor else set()
+        if widths != {self.model.width}:
+            _refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
+        json.dumps(dict(self.provenance), allow_nan=False)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything above: two guards are the same guard iff their digests are."""
+        state = hashlib.sha256(header_json(self).encode())
+        for name, array in tensors(self).items():
+            state.update(f"{name}:{array.shape}".encode())
+            state.update(array.astype("<f4").tobytes())
+        return state.hexdigest()
+
+
+def tensors(spec: GuardSpec) -> dict[str, Vector]:
+    """The spec's arrays by stable name, in stable order."""
+    out: dict[str, Vector] = {}
+    if spec.sensor is not None:
+        out["sensor.direction"] = spec.sensor.direction
+        out["sensor.centre"] = spec.sensor.centre
+    for edit in spec.edits:
+        for branch in edit.branches:
+            out[f"{edit.site}.{branch.modality}.basis"] = branch.basis
+            out[f"{edit.site}.{branch.modality}.centre"] = branch.centre
+        if edit.push is not None:
+            out[f"{edit.site}.push"] = edit.push
+    return out
+
+
+def header(spec: GuardSpec) -> dict[str, Any]:
+    """Everything but the arrays, as JSON values."""
+    sensor = spec.sensor
+    return {
+        "version": VERSION,
+        "polarity": POLARITY,
+        "method": spec.method,
+        "profile": spec.profile,
+        "model": {
+            "family": spec.model.family,
+            "layers": spec.model.layers,
+            "width": spec.model.width,
+            "digest": spec.model.digest,
+        },
+        "sensor": None
+        if sensor is None
+        else {"site": str(sensor.site), "threshold": float(sensor.threshold)},
+        "edits": [
+            {
+                "site": str(edit.site),
+                "kind": edit.kind,
+                "strength": float(edit.strength),
+                "branches": [
+                    {"modality": b.modality, "strength": float(b.strength)} for b in edit.branches
+                ],
+            }
+            for edit in spec.edits
+        ],
+        "provenance": dict(spec.provenance),
+    }
+
+
+def header_json(spec: GuardSpec) -> str:
+    """The header in its one canonical spelling."""
+    return json.dumps(header(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,148 @@
+"""The guarded model in PyTorch, written from the law and from nothing else.
+
+Hooks read the sensor's site and replace the FFN outputs; they live inside one context manager and
+are gone after it. The graph rewriting never sees this code and this code never sees the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guardbake.site import Site
+from guardbake.spec import Edit, GuardSpec
+
+EPS = 1e-8
+CLOSED, OPEN = 1, 2
+
+
+class TorchGuard:
+    """A guard on its way through one batch.
+
+    Before every forward call set `attention_mask` [B, P + S]; `state` [B] int64 carries the
+    verdict from call to call (-n undecided until real token n, 0 undecided until the end of the
+    call, 1 closed, 2 open). After a call: `score` [B, S] float32, `open` [B, S] bool and
+    `edited[site]` [B, S, d] are what the guard saw and did; without a sensor score is None.
+    """
+
+    def __init__(self, spec: GuardSpec, state: Tensor) -> None:
+        self.spec = spec
+        self.state = state
+        self.attention_mask = torch.ones(len(state), 0, dtype=torch.long)
+        self.score: Tensor | None = None
+        self.open: Tensor | None = None
+        self.edited: dict[Site, Tensor] = {}
+        self._edits = [(edit, _EditTensors(edit)) for edit in spec.edits]
+        if spec.sensor is not None:
+            self._direction = torch.tensor(spec.sensor.direction)
+            self._centre = torch.tensor(spec.sensor.centre)
+
+    def sense(self, x: Tensor) -> None:
+        """Read the sensor's site: x [B, S, d] in the model's dtype."""
+        sensor = self.spec.sensor
+        assert sensor is not None
+        self.score = (x.float() - self._centre) @ self._direction - sensor.threshold
+        mask = self.attention_mask
+        tokens = x.shape[1]
+        real = mask[:, -tokens:].bool()
+        above = ~(self.score <= 0)
+        if self.spec.profile == "token":
+            self.open = above & real
+            return
+        position = mask.cumsum(1)[:, -tokens:]
+        rows = []
+        for row in range(len(mask)):
+            rows.append(self._decide(row, position[row], real[row], above[row]))
+        self.open = torch.stack(rows)
+
+    def _decide(self, row: int, position: Tensor, real: Tensor, above: Tensor) -> Tensor:
+        """One sequence: open [S] for this call; moves `state[row]` on."""
+        state = int(self.state[row])
+        if state == OPEN:
+            return real
+        if state == CLOSED:
+            return torch.zeros_like(real)
+        end = -state if state < 0 else int(self.attention_mask[row].sum())
+        decider = real & (position == end)
+        if not decider.any():
+            return torch.zeros_like(real)
+        verdict = bool(above[decider].any())
+        self.state[row] = OPEN if verdict else CLOSED
+        return real & (position >= end) if verdict else torch.zeros_like(real)
+
+    def edit(self, edit: Edit, tensors: _EditTensors, y: Tensor) -> Tensor:
+        """y [B, S, d] with the edit where the gate is open, in y's dtype."""
+        full = torch.finfo(y.dtype)
+        edited = tensors.apply(edit, y.float()).clamp(full.min, full.max).to(y.dtype)
+        if self.open is not None:
+            edited = torch.where(self.open[..., None], edited, y)
+        self.edited[edit.site] = edited
+        return edited
+
+    @contextmanager
+    def installed(self, layers: nn.ModuleList, ffn: str) -> Iterator[TorchGuard]:
+        """Hooks on decoder `layers`, whose FFN is the submodule named `ffn`; removed on exit."""
+        with ExitStack() as stack:
+            sensor = self.spec.sensor
+            if sensor is not None:
+                stack.enter_context(on_site(layers, ffn, sensor.site, self._read))
+            for edit, tensors in self._edits:
+                stack.enter_context(on_site(layers, ffn, edit.site, self._editor(edit, tensors)))
+            yield self
+
+    def _read(self, x: Tensor) -> None:
+        self.sense(x)
+
+    def _editor(self, edit: Edit, tensors: _EditTensors) -> Callable[[Tensor], Tensor]:
+        return lambda y: self.edit(edit, tensors, y)
+
+
+class _EditTensors:
+    """An edit's arrays as float32 tensors."""
+
+    def __init__(self, edit: Edit) -> None:
+        self.push = None if edit.push is None else torch.tensor(edit.push)
+        self.branches = [
+            (torch.tensor(b.basis), torch.tensor(b.centre), float(b.strength))
+            for b in edit.branches
+        ]
+
+    def apply(self, edit: Edit, y: Tensor) -> Tensor:
+        """The edit with the gate open, y [B, S, d] float32."""
+        if self.push is not None:
+            return y + edit.strength * self.push
+        removed = [alpha * ((y - mu) @ q) @ q.T for q, mu, alpha in self.branches]
+        if edit.kind == "project":
+            return y - removed[0]
+        if edit.kind == "add":
+            return y + removed[0]
+        sizes = [part.norm(dim=-1, keepdim=True) for part in removed]
+        total = sizes[0] + sizes[1] + EPS
+        return y - (sizes[0] / total) * removed[0] - (sizes[1] / total) * removed[1]
+
+
+@contextmanager
+def on_site(
+    layers: nn.ModuleList, ffn: str, site: Site, see: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call `see` with the site's tensor [B, S, d]; a tensor it returns takes that one's place."""
+    module = layers[site.layer]
+    if site.boundary == "ffn_output":
+        module = module.get_submodule(ffn)
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        tensor = output[0] if isinstance(output, tuple) else output
+        seen = see(tensor)
+        if seen is None:
+            return None
+        return (seen, *output[1:]) if isinstance(output, tuple) else seen
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
