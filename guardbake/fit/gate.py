@@ -22,17 +22,6 @@ class Calibration:
     open_rate: Mapping[Form, float]
 
 
-def area_under_curve(harmful: npt.ArrayLike, harmless: npt.ArrayLike) -> float:
-    """Chance that a harmful score exceeds a harmless one; ties count half.
-
-    >>> area_under_curve([2.0, 3.0], [1.0, 2.0])
-    0.875
-    """
-    bad, good = np.asarray(harmful, dtype=np.float64), np.asarray(harmless, dtype=np.float64)
-    above = (bad[:, None] > good[None]).mean() + 0.5 * (bad[:, None] == good[None]).mean()
-    return float(above)
-
-
 def upper_quantile(harmless: npt.ArrayLike, rate: float) -> float:
     """The smallest threshold that at most `rate` of exchangeable new harmless scores will exceed.
 

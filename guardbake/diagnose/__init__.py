@@ -1,0 +1,1 @@
+"""Where harmful and harmless come apart: which layers, which boundary."""

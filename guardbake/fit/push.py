@@ -1,0 +1,24 @@
+"""The gated push: add the mean difference of harmful and harmless prompts (METHODS 3 and 8).
+
+Towards "harmful" is towards refusing: the direction in which an aligned model moves when it is asked
+for something harmful. The push is fitted on the residual after a layer and added at that layer's
+FFN output, which is the same edit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from guardbake.activations import Activations
+from guardbake.fit.subspace import mean_difference
+from guardbake.site import Site
+from guardbake.spec import Edit
+
+
+def mean_difference_push(fitting: Activations, layer: int, strength: float) -> Edit:
+    """`steer` at the FFN output of `layer`, from the text form of the fitting prompts."""
+    rows = fitting.last[Site(layer, "residual")]
+    text = fitting.where(lambda s: s.form == "text")
+    harmful = fitting.where(lambda s: s.label == "harmful")
+    push = mean_difference(rows[text & harmful], rows[text & ~harmful])
+    return Edit(Site(layer, "ffn_output"), "steer", (), push.astype(np.float32), strength)

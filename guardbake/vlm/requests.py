@@ -1,0 +1,49 @@
+"""From samples to what a VLM is asked: the text and, by form, a blank or a drawn image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from guardbake.samples import Form, Sample
+from guardbake.samples.typography import Tokenizer, blank, clean, draw_cells, fits, pieces_of
+from guardbake.vlm.load import Vlm
+from guardbake.vlm.tokens import Batch, Request, collate
+
+
+@dataclass(frozen=True)
+class Typography:
+    """How requests are drawn: columns x rows cells, and what the text beside the image says."""
+
+    columns: int
+    rows: int
+    instruction: str
+
+
+def request_of(sample: Sample, typography: Typography, tokenizer: Tokenizer) -> Request:
+    """(text, image or None) for one sample; every form uses the same cleaned words."""
+    words, size = clean(sample.prompt), (typography.columns, typography.rows)
+    if sample.form == "text":
+        return words, None
+    if sample.form == "blank":
+        return words, blank(*size)
+    return typography.instruction, draw_cells(pieces_of(words, tokenizer), *size)
+
+
+def drawable(prompt: str, typography: Typography, tokenizer: Tokenizer) -> bool:
+    """Whether the prompt can be shown in every form."""
+    return bool(clean(prompt)) and fits(prompt, tokenizer, typography.columns, typography.rows)
+
+
+def in_form(samples: Sequence[Sample], form: Form) -> list[Sample]:
+    return [sample for sample in samples if sample.form == form]
+
+
+def batches(
+    vlm: Vlm, samples: Sequence[Sample], typography: Typography, size: int
+) -> Iterator[tuple[Sequence[Sample], Batch]]:
+    """The samples in order, `size` at a time, collated."""
+    for start in range(0, len(samples), size):
+        some = samples[start : start + size]
+        requests = [request_of(s, typography, vlm.processor.tokenizer) for s in some]
+        yield some, collate(vlm.processor, vlm.image_token_id, requests)

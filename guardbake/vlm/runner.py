@@ -1,0 +1,243 @@
+"""Runs the PyTorch model, guarded by the reference or not, call by call with a cache.
+
+Embedding, image features and position ids are transformers' own, so that the ONNX side's are
+compared with something independent of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from guardbake.plugins import Trace, first_end
+from guardbake.site import Site
+from guardbake.spec import GuardSpec
+from guardbake.vlm.load import Vlm
+from guardbake.vlm.reference import TorchGuard
+from guardbake.vlm.tokens import Batch
+
+Array = npt.NDArray[Any]
+
+
+def tap_name(site: Site) -> str:
+    """What a trace calls the guarded FFN output of a site."""
+    return f"edited/{site}"
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A batch ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T]."""
+
+    embeds: Tensor
+    positions: Tensor
+    mask: Tensor
+
+
+def prepare(vlm: Vlm, batch: Batch) -> Prompt:
+    """Embeddings with the image features in their places, and positions, as transformers has them."""
+    inner: Any = vlm.model.model
+    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
+    embeds = vlm.model.get_input_embeddings()(ids)
+    grid = None if batch.image_grid_thw is None else torch.from_numpy(batch.image_grid_thw)
+    if batch.pixel_values is not None:
+        pixels = torch.from_numpy(batch.pixel_values).to(embeds.dtype)
+        extra = () if grid is None else (grid,)
+        features = inner.get_image_features(pixels, *extra).pooler_output
+        flat = torch.cat(list(features)).reshape(-1, embeds.shape[-1]).to(embeds.dtype)
+        place = torch.from_numpy(batch.image_mask)[..., None].expand_as(embeds)
+        embeds = embeds.masked_scatter(place, flat)
+    if vlm.family.position == "mrope":
+        kinds = torch.from_numpy(batch.image_mask.astype(np.int64))
+        positions, _ = inner.get_rope_index(
+            ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=mask
+        )
+    else:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Prompt(embeds, positions, mask)
+
+
+class Session:
+    """One batch on its way through the decoder: its cache, its mask, its guard."""
+
+    def __init__(self, vlm: Vlm, prompt: Prompt, spec: GuardSpec | None) -> None:
+        self.vlm = vlm
+        self.prompt = prompt
+        self.cache = DynamicCache()
+        self.fed = 0
+        self.guard = None if spec is None else TorchGuard(spec, -prompt.mask.sum(1))
+        self._decoder: nn.Module = vlm.model.get_submodule(vlm.family.decoder)
+        self._head: nn.Module = vlm.model.get_submodule(vlm.family.head)
+        last = prompt.positions.amax(-1, keepdim=True)
+        self._next = last.amax(0, keepdim=True).expand_as(last) if last.ndim == 3 else last
+
+    def guarded(self) -> AbstractContextManager[object]:
+        """The guard's hooks, while open; nothing for an unguarded session."""
+        if self.guard is None:
+            return nullcontext()
+        layers = self.vlm.model.get_submodule(self.vlm.family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return self.guard.installed(layers, self.vlm.family.feed_forward)
+
+    def feed(self, stop: int) -> Tensor:
+        """Prompt tokens up to `stop`, not including it: hidden states [B, stop - fed, d]."""
+        start = self.fed
+        return self._call(
+            self.prompt.embeds[:, start:stop],
+            self.prompt.positions[..., start:stop],
+            self.prompt.mask[:, :stop],
+        )
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """New tokens [B, n] after the whole prompt: hidden states [B, n, d]."""
+        new = self.fed - self.prompt.mask.shape[1]
+        offset = torch.arange(new + 1, new + 1 + tokens.shape[1])
+        mask = torch.cat(
+            [self.prompt.mask, self.prompt.mask.new_ones(len(tokens), new + tokens.shape[1])], 1
+        )
+        embeds = self.vlm.model.get_input_embeddings()(tokens)
+        return self._call(embeds, self._next + offset, mask)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, n, V] float32."""
+        out: Tensor = self._head(hidden)
+        return out.float()
+
+    def rewind(self, to: int, spec: GuardSpec | None) -> None:
+        """Forget every token from column `to` on and take another guard, its state fresh."""
+        self.cache.crop(to)
+        self.fed = to
+        self.guard = None if spec is None else TorchGuard(spec, -self.prompt.mask.sum(1))
+
+    def _call(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        if self.guard is not None:
+            self.guard.attention_mask = mask
+        out = self._decoder(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.fed += embeds.shape[1]
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+
+class TorchRunner:
+    """The `Runner` of the PyTorch reference. spec None: the undefended model."""
+
+    def __init__(self, vlm: Vlm, spec: GuardSpec | None) -> None:
+        self.vlm = vlm
+        self.spec = spec
+        self.end_ids = end_ids(vlm)
+
+    @torch.no_grad()
+    def run(
+        self,
+        batch: Batch,
+        steps: int,
+        forced_tokens: Array | None = None,
+        chunk: int | None = None,
+        keep_prefill: bool = True,
+    ) -> Trace:
+        """See `Runner.run`. taps hold the guarded FFN output of every edited site."""
+        session = Session(self.vlm, prepare(self.vlm, batch), self.spec)
+        length = batch.input_ids.shape[1]
+        record = _Record(session)
+        with session.guarded():
+            hidden = []
+            for stop in [*range(chunk or length, length, chunk or length), length]:
+                hidden.append(session.feed(stop))
+                record.see()
+            prefill = torch.cat(hidden, 1)[:, 0 if keep_prefill else -1 :]
+            prefill_logits = session.logits(prefill)
+            tokens, logits = decode(
+                session, prefill_logits[:, -1], steps, forced_tokens, self.end_ids, record
+            )
+        return Trace(
+            tokens=tokens,
+            prefill_logits=prefill_logits.numpy(),
+            step_logits=logits,
+            lengths=first_end(tokens, self.end_ids),
+            valid=batch.attention_mask == 1,
+            guard_score=record.joined(record.scores),
+            guard_open=record.joined(record.opens),
+            guard_state=record.state(),
+            taps=record.taps(),
+        )
+
+
+def end_ids(vlm: Vlm) -> frozenset[int]:
+    """The token ids that end an answer, from the generation configuration."""
+    config: Any = vlm.model.generation_config
+    ends = config.eos_token_id if config is not None else None
+    if ends is None:
+        ends = vlm.processor.tokenizer.eos_token_id
+    return frozenset(ends if isinstance(ends, list) else [ends])
+
+
+def decode(
+    session: Session,
+    first: Tensor,
+    steps: int,
+    forced: Array | None,
+    ends: frozenset[int],
+    record: _Record | None,
+) -> tuple[Array, Array]:
+    """Take `steps` tokens from the logits `first` [B, V] on: tokens [B, n], logits [B, n, V].
+
+    Stops early when every row has ended and no tokens are forced. The last token is not fed.
+    """
+    tokens, logits = [], []
+    current = first
+    for step in range(steps):
+        chosen = current.argmax(-1) if forced is None else torch.from_numpy(forced[:, step])
+        tokens.append(chosen)
+        logits.append(current)
+        so_far = torch.stack(tokens, 1).numpy()
+        ended = bool(np.isin(so_far, sorted(ends)).any(axis=1).all())
+        if step == steps - 1 or (forced is None and ended):
+            break
+        current = session.logits(session.step(chosen[:, None]))[:, -1]
+        if record is not None:
+            record.see()
+    return torch.stack(tokens, 1).numpy(), torch.stack(logits, 1).numpy()
+
+
+class _Record:
+    """What the guard of a session showed, call by call."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.scores: list[Tensor] = []
+        self.opens: list[Tensor] = []
+        self.edited: dict[Site, list[Tensor]] = {}
+
+    def see(self) -> None:
+        guard = self.session.guard
+        if guard is None:
+            return
+        if guard.score is not None and guard.open is not None:
+            self.scores.append(guard.score)
+            self.opens.append(guard.open)
+        for site, tensor in guard.edited.items():
+            self.edited.setdefault(site, []).append(tensor)
+
+    def joined(self, parts: list[Tensor]) -> Array | None:
+        return torch.cat(parts, 1).numpy() if parts else None
+
+    def state(self) -> Array | None:
+        guard = self.session.guard
+        if guard is None or guard.spec.profile != "sequence":
+            return None
+        return guard.state.numpy()
+
+    def taps(self) -> dict[str, Array]:
+        return {tap_name(s): torch.cat(parts, 1).float().numpy() for s, parts in self.edited.items()}
