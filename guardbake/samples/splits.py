@@ -17,7 +17,7 @@ from guardbake.samples.readers import Prompt
 
 
 def normalised(text: str) -> str:
-    """Words of letters and digits, case folded, one space between: 'Don’t  SHOUT!' -> 'don t shout'."""
+    """Words of letters and digits, case folded, single spaces: "Don't  SHOUT!" -> "don t shout"."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.findall(r"[^\W_]+", folded))
 
