@@ -1,0 +1,100 @@
+"""The outside seams: who writes a model for a runtime, who runs it, and what a run shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from guardbake.errors import EnvironmentFault
+from guardbake.vlm.tokens import Batch
+
+if TYPE_CHECKING:  # loading a VLM needs torch; naming the protocol must not
+    from guardbake.vlm.load import Vlm
+
+Array = npt.NDArray[Any]
+EXPORTER_GROUP = "guardbake.exporters"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one run computed. B requests, T prompt tokens, n new tokens, V the vocabulary.
+
+    tokens: [B, n] int64, the tokens fed or chosen. n is the number of steps asked for, or less when
+      every row has met an end token and no tokens were forced.
+    prefill_logits: [B, T, V] float32, or [B, 1, V] (the last position) if not kept.
+    step_logits: [B, n, V] float32; step_logits[:, i] chose tokens[:, i].
+    lengths: [B] int64, the row's tokens up to and with its first end token (n if it met none).
+    valid: [B, T] bool, real prompt tokens; values at padding mean nothing.
+    guard_score, guard_open: [B, T + n - 1] float32 and bool, one per token fed, or None if the
+      model has no guard. guard_state: [B] int64 after the last call, or None.
+    taps: every other output of the graph, by name, joined along the sequence axis (axis 1).
+    """
+
+    tokens: Array
+    prefill_logits: Array
+    step_logits: Array
+    lengths: Array
+    valid: Array
+    guard_score: Array | None
+    guard_open: Array | None
+    guard_state: Array | None
+    taps: dict[str, Array]
+
+
+class Runner(Protocol):
+    """Runs one rendering of a model: PyTorch, onnxruntime, an engine."""
+
+    def run(
+        self,
+        batch: Batch,
+        steps: int,
+        forced_tokens: Array | None = None,
+        chunk: int | None = None,
+        keep_prefill: bool = True,
+    ) -> Trace:
+        """Prefill the batch, then take `steps` new tokens, greedily or as forced.
+
+        forced_tokens: [B, steps] int64, fed instead of the greedy choice; the logits are unchanged.
+        chunk: feed the prompt in pieces of this many tokens; the result must be the same.
+        """
+        ...
+
+
+class Exporter(Protocol):
+    """Writes a VLM for one runtime. Declared by entry point, group `guardbake.exporters`."""
+
+    name: str
+
+    def export(self, vlm: Vlm, folder: Path) -> Path:
+        """Write the model into `folder`, which must not exist yet; returns it."""
+        ...
+
+
+def find_exporter(name: str) -> Exporter:
+    """The installed exporter of that name; EnvironmentFault lists those that are installed."""
+    installed = {point.name: point for point in entry_points(group=EXPORTER_GROUP)}
+    if name not in installed:
+        raise EnvironmentFault(
+            found=f"no exporter {name!r}",
+            expected="one of " + (", ".join(sorted(installed)) or "none is installed"),
+            where=f"the entry points of {EXPORTER_GROUP}",
+            remedy="install the package that provides it",
+        )
+    return cast(Exporter, installed[name].load()())
+
+
+def first_end(tokens: Array, end_ids: frozenset[int]) -> Array:
+    """Tokens up to and with each row's first end token: [B, n] int64 -> [B] int64.
+
+    >>> first_end(np.array([[5, 2, 9], [5, 6, 7]]), frozenset({2}))
+    array([2, 3])
+    """
+    if tokens.shape[1] == 0:
+        return np.zeros(tokens.shape[0], np.int64)
+    ended = np.isin(tokens, sorted(end_ids))
+    return np.asarray(np.where(ended.any(axis=1), ended.argmax(axis=1) + 1, tokens.shape[1]))

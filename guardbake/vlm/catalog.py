@@ -1,0 +1,147 @@
+"""The model families guardbake knows, read from models/*.toml: which module is what.
+
+A family is data. A new one is a TOML file here and, only if its vision tower needs code of its own,
+a small module in the exporter.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, Protocol, cast, get_args
+
+from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
+
+PositionKind = Literal["sequential", "mrope"]
+VisionKind = Literal["clip", "qwen2_5_vl"]
+
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    "family": ("name", "model_type", "image_token", "position"),
+    "decoder": ("root", "layers", "feed_forward", "embedding", "head"),
+    "vision": ("kind", "root", "projector"),
+}
+
+
+class HasModelType(Protocol):
+    """A transformers configuration, as far as the catalog looks at it."""
+
+    model_type: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a model family are: dotted module paths inside the transformers model.
+
+    model_type: the key of config.json that tells the family.
+    image_token: the key of config.json that holds the image token's id.
+    position: "sequential" position ids are [B, T], "mrope" ones are [3, B, T].
+    decoder, layers, embedding, head: the text model, its layer list, its embedding, the LM head.
+    feed_forward: the FFN's name inside one layer.
+    vision_kind: which capture the vision tower needs; vision, projector: its modules ("" if none).
+    """
+
+    name: str
+    model_type: str
+    image_token: str
+    position: PositionKind
+    decoder: str
+    layers: str
+    feed_forward: str
+    embedding: str
+    head: str
+    vision_kind: VisionKind
+    vision: str
+    projector: str
+
+    def layer_path(self, layer: int) -> str:
+        """The module path of decoder layer `layer`, counted from 0."""
+        return f"{self.layers}.{layer}"
+
+    def feed_forward_path(self, layer: int) -> str:
+        """The module path of the FFN of decoder layer `layer`."""
+        return f"{self.layers}.{layer}.{self.feed_forward}"
+
+
+def models_root() -> Path:
+    """The folder of model data: guardbake/models in an installed wheel, models/ in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "models", package.parent / "models"):
+        if (folder / "llava.toml").is_file():
+            return folder
+    raise EnvironmentFault(
+        found="no folder of model data",
+        expected="guardbake/models (installed) or models/ (checkout)",
+        where=str(package),
+        remedy="install guardbake again",
+    )
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Every family in models/*.toml (the files with a [family] table), sorted by name."""
+    found = []
+    for path in sorted(models_root().glob("*.toml")):
+        text = path.read_text(encoding="utf-8")
+        if "[family]" in text:
+            found.append(family_from_toml(text, str(path)))
+    return tuple(sorted(found, key=lambda family: family.name))
+
+
+def family_of(config: HasModelType) -> Family:
+    """The family of a transformers configuration; UnsupportedError lists the known ones."""
+    for family in families():
+        if family.model_type == config.model_type:
+            return family
+    raise UnsupportedError(
+        found=f"model_type {config.model_type!r}",
+        expected="one of " + ", ".join(family.model_type for family in families()),
+        where="config.json",
+        remedy="use a model of a known family, or describe the family in models/<name>.toml",
+    )
+
+
+def family_from_toml(text: str, where: str) -> Family:
+    """Parse one family file strictly: every key once, none unknown. Raises MalformedError."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _malformed(str(error), "TOML", where) from error
+    if set(tables) != set(_KEYS):
+        raise _malformed(f"tables {sorted(tables)}", f"tables {sorted(_KEYS)}", where)
+    values = {table: _strings(tables[table], keys, table, where) for table, keys in _KEYS.items()}
+    family, decoder, vision = values["family"], values["decoder"], values["vision"]
+    if family["position"] not in get_args(PositionKind):
+        raise _malformed(f"position {family['position']!r}", str(get_args(PositionKind)), where)
+    if vision["kind"] not in get_args(VisionKind):
+        raise _malformed(f"vision kind {vision['kind']!r}", str(get_args(VisionKind)), where)
+    return Family(
+        name=family["name"],
+        model_type=family["model_type"],
+        image_token=family["image_token"],
+        position=cast(PositionKind, family["position"]),
+        decoder=decoder["root"],
+        layers=decoder["layers"],
+        feed_forward=decoder["feed_forward"],
+        embedding=decoder["embedding"],
+        head=decoder["head"],
+        vision_kind=cast(VisionKind, vision["kind"]),
+        vision=vision["root"],
+        projector=vision["projector"],
+    )
+
+
+def _strings(table: object, keys: tuple[str, ...], name: str, where: str) -> dict[str, str]:
+    if not isinstance(table, dict) or set(table) != set(keys):
+        found = sorted(table) if isinstance(table, dict) else type(table).__name__
+        raise _malformed(f"[{name}] with {found}", f"exactly the keys {sorted(keys)}", where)
+    wrong = sorted(key for key, value in table.items() if not isinstance(value, str))
+    if wrong:
+        raise _malformed(f"[{name}] keys {wrong} that are no strings", "strings", where)
+    return {key: str(value) for key, value in table.items()}
+
+
+def _malformed(found: str, expected: str, where: str) -> MalformedError:
+    return MalformedError(found=found, expected=expected, where=where, remedy="correct the file")
