@@ -1,0 +1,162 @@
+"""Capture the decoder of a VLM, LM head included, as one graph for prefill and decode.
+
+The layers are transformers' own; the cache, the mask and grouped attention are ours, so that the
+graph has flat inputs and outputs, few operators, and no row of attention without a key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim
+from transformers import DynamicCache
+
+from guardbake.errors import UnsupportedError
+from guardbake.site import Site
+from guardbake.vlm.catalog import Family
+from guardbake.vlm.load import Vlm
+from guardbake_onnx import tidy
+from guardbake_onnx.describe import head_dim
+from guardbake_onnx.trace import attention_as, trace
+
+_ROOTS = {"language_model": "model"}
+
+
+def capture_decoder(vlm: Vlm) -> ir.Model:
+    """The decoder's graph, weights in memory.
+
+    inputs_embeds [batch, seq, d], attention_mask [batch, past + seq] int64, position_ids
+    [batch, seq] or [3, batch, seq] int64, past_key_values.N.key/value [batch, kv, past, head_dim]
+    -> logits [batch, seq, V], present.N.key/value. The FFN output of layer N is named
+    Site(N, "ffn_output").onnx_value. Raises UnsupportedError for layers that are not full
+    attention, SiteError where an FFN has not exactly one output.
+    """
+    decoder: Any = vlm.model.get_submodule(vlm.family.decoder)
+    config = decoder.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise UnsupportedError(
+            found=f"layers of {sorted(kinds)}",
+            expected="full attention in every layer",
+            where="the text configuration",
+            remedy="turn the sliding window off, or export with another tool",
+        )
+    wrapper = _Decoder(decoder, vlm.model.get_submodule(vlm.family.head))
+    inputs, dynamic = _example(config, vlm.model.dtype, vlm.family)
+    with attention_as(config, "guardbake_grouped", _grouped_attention):
+        model = trace(wrapper, inputs, dynamic, *_names(config.num_hidden_layers))
+    return finish_decoder(model, config.num_hidden_layers, vlm.family)
+
+
+def finish_decoder(model: ir.Model, layers: int, family: Family) -> ir.Model:
+    """Tidy a traced decoder and name its sites; see `capture_decoder`."""
+    graph = model.graph
+    tidy.transpose_weights(model)
+    tidy.simplify(model)
+    # the exporter cannot say that the mask covers past and present, and invents a symbol
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    if mask.shape is not None:
+        tidy.rename_dimension(graph, str(mask.shape[1]), "past + seq")
+    sites = {
+        tidy.single_leaving_value(graph, f"language_model.layers.{n}.{family.feed_forward}"): n
+        for n in range(layers)
+    }
+    names = {value: Site(n, "ffn_output").onnx_value for value, n in sites.items()}
+    tidy.name_by_module(model, _ROOTS, names)
+    tidy.strip_metadata(model)
+    return model
+
+
+class _Decoder(torch.nn.Module):
+    def __init__(self, language_model: torch.nn.Module, lm_head: torch.nn.Module) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.lm_head = lm_head
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> Any:
+        past, seq = past_key_values[0][0].shape[2], inputs_embeds.shape[1]
+        query = torch.arange(seq)[:, None] + past
+        key = torch.arange(past + seq)[None]
+        real = attention_mask.to(torch.bool)[:, None, None, :]
+        # padding attends to itself: softmax over no key at all is not a number in some runtimes
+        mask = ((key <= query) & real) | (key == query)
+        cache: Any = DynamicCache([(k, v) for k, v in past_key_values])
+        hidden = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=_MASKS[type(self.language_model).__name__](mask),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self.lm_head(hidden), [(layer.keys, layer.values) for layer in cache.layers]
+
+
+# how a text model takes a finished mask: as it is, or by kind of layer
+_MASKS: dict[str, Any] = {
+    "LlamaModel": lambda mask: mask,
+    "Qwen2_5_VLTextModel": lambda mask: {"full_attention": mask},
+}
+
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **unused: object,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention signature; keys and values stay ungrouped (no repeat_kv)."""
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def _names(layers: int) -> tuple[list[str], list[str]]:
+    pairs = [(n, kind) for n in range(layers) for kind in ("key", "value")]
+    inputs = ["inputs_embeds", "attention_mask", "position_ids"]
+    inputs += [f"past_key_values.{n}.{kind}" for n, kind in pairs]
+    return inputs, ["logits", *(f"present.{n}.{kind}" for n, kind in pairs)]
+
+
+def _example(
+    config: Any, dtype: torch.dtype, family: Family
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Example inputs and their dynamic shapes; unequal sizes, or one is taken for another."""
+    rows, new, cached = 2, 5, 3
+    batch, seq, past = Dim("batch"), Dim("seq"), Dim("past")
+    cache = (rows, config.num_key_value_heads, cached, head_dim(config))
+    position_shape = (3, rows, new) if family.position == "mrope" else (rows, new)
+    position_dims = {1: batch, 2: seq} if family.position == "mrope" else {0: batch, 1: seq}
+    layers = range(config.num_hidden_layers)
+    inputs = {
+        "inputs_embeds": torch.zeros(rows, new, config.hidden_size, dtype=dtype),
+        "attention_mask": torch.ones(rows, cached + new, dtype=torch.int64),
+        "position_ids": torch.zeros(position_shape, dtype=torch.int64),
+        "past_key_values": [
+            (torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype)) for _ in layers
+        ],
+    }
+    dynamic = {
+        "inputs_embeds": {0: batch, 1: seq},
+        "attention_mask": {0: batch, 1: Dim.DYNAMIC},
+        "position_ids": position_dims,
+        "past_key_values": [({0: batch, 2: past}, {0: batch, 2: past}) for _ in layers],
+    }
+    return inputs, dynamic

@@ -1,0 +1,72 @@
+"""The embedding graph: token ids and image features in, one sequence of embeddings out.
+
+Written by hand, operator by operator, so that it also holds for no image at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from guardbake.vlm.load import Vlm
+from guardbake_onnx.trace import OPSET
+
+_INT = ir.TensorType(ir.DataType.INT64)
+
+
+def build_embedding(vlm: Vlm) -> ir.Model:
+    """input_ids [batch, seq] int64, image_features [features, d] -> inputs_embeds [batch, seq, d].
+
+    The n-th image token of the batch, row by row, gets image_features[n]; there must be as many.
+    """
+    module: Any = vlm.model.get_submodule(vlm.family.embedding)
+    table = ir.tensor(module.weight.detach().numpy(), name="model.embed_tokens.weight")
+    return embedding_graph(table, vlm.image_token_id)
+
+
+def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
+    """The graph for an embedding table [V, d]."""
+    width = int(table.numpy().shape[1])
+    kind = ir.TensorType(table.dtype)
+    ids = ir.Value(name="input_ids", shape=ir.Shape(["batch", "seq"]), type=_INT)
+    features = ir.Value(name="image_features", shape=ir.Shape(["features", width]), type=kind)
+    tape = ir.tape.Tape()
+
+    def op(name: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+        index = sum(node.op_type == name for node in tape.nodes)
+        value = tape.op(name, inputs, attributes)
+        node = tape.nodes[-1]
+        node.name = f"/embedding/{name}" + (f"_{index}" if index else "")
+        value.name = f"{node.name}/output_0"
+        return value
+
+    def constant(name: str, content: Any) -> ir.Value:
+        return tape.initializer(ir.tensor(content, name=name), name=name)
+
+    zero, last = np.array(0, np.int64), constant("last_axis", np.array([-1], np.int64))
+    weight = tape.initializer(table, name="model.embed_tokens.weight")
+    is_image = op("Equal", [ids, constant("image_token", np.array(image_token_id, np.int64))])
+    # the image token may lie outside the table: look something else up and replace it below
+    text = op("Where", [is_image, constant("any_token", zero), ids])
+    words = op("Gather", [weight, text], axis=0)
+    # a row of zeros in front keeps the lookup legal without images; image tokens count from 1
+    nothing = constant("no_feature", np.zeros((1, width), table.dtype.numpy()))
+    rows = op("Concat", [nothing, features], axis=0)
+    marks = op("Cast", [op("Reshape", [is_image, last])], to=int(ir.DataType.INT64))
+    count = op("CumSum", [marks, constant("token_axis", zero)])
+    place = op("Reshape", [op("Mul", [count, marks]), op("Shape", [ids])])
+    pictures = op("Gather", [rows, place], axis=0)
+    out = op("Where", [op("Unsqueeze", [is_image, last]), pictures, words])
+    out.name, out.type = "inputs_embeds", kind
+    out.shape = ir.Shape(["batch", "seq", width])
+    graph = ir.Graph(
+        [ids, features],
+        [out],
+        nodes=tape.nodes,
+        initializers=tape.initializers,
+        opset_imports={"": OPSET},
+        name="main_graph",
+    )
+    return ir.Model(graph, ir_version=10, producer_name="guardbake")

@@ -1,0 +1,176 @@
+"""Make a traced graph fit to read and to ship: standard operators, module names, no file paths.
+
+requires: a graph that torch.onnx.export returned unoptimised (initializers have module names, nodes
+carry the scopes of the modules they come from). leaves: the same function, weights already
+transposed, every node and value named after its module, no metadata.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import onnxscript.rewriter.onnx_fusions as onnx_fusions
+from onnx_ir.passes import common
+
+from guardbake.errors import SiteError
+
+_SHAPE_CONSTANT = 8  # elements; the longest shape a graph of ours spells out has 5
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NUMBERED = re.compile(r"([A-Za-z_]\w*)\.(\d+)(?=\.|$)")
+
+
+def transpose_weights(model: ir.Model) -> None:
+    """Replace every Transpose of a matrix initializer by an initializer that is transposed already.
+
+    A runtime would otherwise hold both copies, or fold them again at each load.
+    """
+    graph = model.graph
+    for weight in list(graph.initializers.values()):
+        if weight.shape is None or len(weight.shape) != 2 or weight.const_value is None:
+            continue
+        users = [user.node for user in weight.uses() if _is_matrix_transpose(user.node)]
+        if not users:
+            continue
+        flipped = ir.tensor(weight.const_value.numpy().T.copy())
+        name = re.sub(r"\.weight$", "", str(weight.name)) + ".MatMul.weight"
+        value = ir.Value(name=name, shape=ir.Shape(list(flipped.numpy().shape)))
+        value.const_value = flipped
+        value.type = ir.TensorType(flipped.dtype)
+        graph.register_initializer(value)
+        for node in users:
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
+            graph.remove(node, safe=True)
+        if not weight.uses():
+            del graph.initializers[str(weight.name)]
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold small constants, fuse into the standard operators of opset 23, drop what is not used."""
+    onnxscript.optimizer.optimize(model)
+    onnx_fusions.fuse(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    # shape constants only: equal norm weights of two layers stay two weights
+    common.DeduplicateInitializersPass(size_limit=_SHAPE_CONSTANT)(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(model)
+    for node in model.graph:
+        # the rotary fusion makes these without a type
+        if node.op_type in {"Cos", "Sin"} and node.outputs[0].type is None and node.inputs[0]:
+            node.outputs[0].type, node.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape
+
+
+def leaving_values(graph: ir.Graph, module: str) -> list[ir.Value]:
+    """Values computed inside the module (a path as traced) and used outside it, in graph order."""
+    inside = {node for node in graph if module in scopes_of(node)}
+    outputs = set(graph.outputs)
+    return [
+        value
+        for node in graph
+        if node in inside
+        for value in node.outputs
+        if value in outputs or any(user.node not in inside for user in value.uses())
+    ]
+
+
+def single_leaving_value(graph: ir.Graph, module: str) -> ir.Value:
+    """The module's only leaving value; SiteError names what was found otherwise."""
+    found = leaving_values(graph, module)
+    if len(found) != 1:
+        raise SiteError(
+            found=f"{len(found)} values leaving it: {[value.name for value in found]}",
+            expected="exactly one, the FFN output",
+            where=f"module {module} of the traced graph",
+            remedy="report the model: its FFN has another shape than the family file says",
+        )
+    return found[0]
+
+
+def scopes_of(node: ir.Node) -> list[str]:
+    """Paths of the modules the node lies in, outermost first; empty if it is of no module."""
+    text = node.metadata_props.get(_SCOPES)
+    return [] if text is None else list(ast.literal_eval(text))
+
+
+def name_by_module(
+    model: ir.Model, roots: Mapping[str, str], fixed: Mapping[ir.Value, str]
+) -> None:
+    """Name nodes /module/path/Operator, their values .../output_i, weights module.path.weight.
+
+    roots: traced root module -> its name in the graph ("language_model" -> "model").
+    fixed: names that particular values get whatever their node is called. Inputs and outputs of the
+    graph keep their names.
+    """
+    graph = model.graph
+    seen: Counter[str] = Counter()
+    kept = set(graph.outputs)
+    for node in graph:
+        base = "/".join(["", *_segments(_module_of(node), roots), node.op_type])
+        seen[base] += 1
+        node.name = base if seen[base] == 1 else f"{base}_{seen[base] - 1}"
+        for index, value in enumerate(node.outputs):
+            if value not in kept:
+                value.name = fixed.get(value, f"{node.name}/output_{index}")
+    constants = 0
+    for value in list(graph.initializers.values()):
+        old = str(value.name)
+        if "." in old:
+            value.name = ".".join(_segments(old, roots))
+        else:
+            value.name = f"constant_{constants}"
+            constants += 1
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Remove what tracing left behind: stack traces hold paths of the machine that exported."""
+    common.ClearMetadataAndDocStringPass()(model)
+    model.graph.name = "main_graph"
+    model.producer_name, model.producer_version = "guardbake", None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in _values(model.graph):
+        value.metadata_props.clear()
+
+
+def rename_dimension(graph: ir.Graph, old: str, new: str) -> None:
+    """Give one symbolic dimension another name in every value's shape."""
+    for value in _values(graph):
+        if value.shape is not None and any(_symbol(d) == old for d in value.shape):
+            value.shape = ir.Shape([new if _symbol(d) == old else d for d in value.shape])
+
+
+def _values(graph: ir.Graph) -> Iterable[ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _symbol(dimension: int | ir.SymbolicDim) -> str | None:
+    return dimension.value if isinstance(dimension, ir.SymbolicDim) else None
+
+
+def _is_matrix_transpose(node: ir.Node) -> bool:
+    permutation = node.attributes.get("perm")
+    swaps = permutation is None or list(permutation.as_ints()) == [1, 0]
+    return node.op_type == "Transpose" and node.domain == "" and swaps
+
+
+def _module_of(node: ir.Node) -> str:
+    """The innermost module: the scopes end with the name of the operation itself."""
+    scopes = scopes_of(node)
+    return scopes[-2] if len(scopes) > 1 and not scopes[-2].startswith("_empty_nn") else ""
+
+
+def _segments(path: str, roots: Mapping[str, str]) -> list[str]:
+    """Module path -> names; a number stays with its list: "layers.0"."""
+    if not path:
+        return []
+    protected = _NUMBERED.sub(r"\1#\2", path)
+    first, *rest = protected.replace(".", "/").replace("#", ".").split("/")
+    return [roots.get(first, first), *rest]
