@@ -1,0 +1,30 @@
+"""Engines from guarded ONNX graphs, compiled ahead of time with TensorRT-RTX or TensorRT.
+
+    backend = load_backend("rtx")
+    profile = EngineProfile(batch=(1, 1, 4), seq=(1, 64, 512), past=(0, 256, 1024))
+    record = build_engine(
+        Path("decoder.onnx"), Path("decoder.engine"),
+        backend=backend, capabilities=("SM89", "SM120"), profile=profile, guard_nodes=names,
+    )
+
+TensorRT-RTX compiles on any machine, without a GPU; nothing in this package runs an engine. What it
+promises is therefore "accepted and compiled", and the record says so: the guard is in the network
+that the builder took, on a path to the output, in float32 without TF32.
+
+There is no exporter class: an `Exporter` writes a model, an engine is built from what one wrote.
+"""
+
+from guardbake_tensorrt.backend import Backend, BackendName, load_backend
+from guardbake_tensorrt.build import build_engine
+from guardbake_tensorrt.profile import EngineProfile
+from guardbake_tensorrt.record import EngineRecord, GuardLayers
+
+__all__ = [
+    "Backend",
+    "BackendName",
+    "EngineProfile",
+    "EngineRecord",
+    "GuardLayers",
+    "build_engine",
+    "load_backend",
+]

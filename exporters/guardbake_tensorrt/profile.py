@@ -1,0 +1,94 @@
+"""The ranges of sizes that one engine serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guardbake.errors import UnsupportedError, UsageError
+
+Range = tuple[int, int, int]
+Shape = tuple[int, ...]
+ShapeRange = tuple[Shape, Shape, Shape]
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """(smallest, best, largest) for each size of a decoder call; the engine is tuned for `best`.
+
+    batch: sequences per call. seq: new tokens per call (the prompt, or 1 in decode). past: tokens
+    in the key/value cache before the call; 0 allows a prefill without cache.
+    split_decode: two optimisation profiles, one for prefill and one with seq = 1, instead of one
+    that serves both. inputs: (name, smallest, best, largest shape) of dynamic inputs that are none
+    of the decoder's, e.g. a vision graph's `pixel_values`.
+    Raises UsageError when a range is not ascending or starts below 1 (past: below 0).
+    """
+
+    batch: Range
+    seq: Range
+    past: Range
+    split_decode: bool = False
+    inputs: tuple[tuple[str, Shape, Shape, Shape], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, sizes, least in (
+            ("batch", self.batch, 1),
+            ("seq", self.seq, 1),
+            ("past", self.past, 0),
+        ):
+            if len(sizes) != 3 or not least <= sizes[0] <= sizes[1] <= sizes[2]:
+                raise UsageError(
+                    found=f"{name} range {sizes}",
+                    expected=f"{least} <= smallest <= best <= largest",
+                    where="the engine profile",
+                    remedy="correct the range",
+                )
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The names of the optimisation profiles, in the order in which the engine has them."""
+        return ("prefill", "decode") if self.split_decode else ("whole",)
+
+    def shapes(self, phase: str, name: str, shape: Shape) -> ShapeRange:
+        """Smallest, best and largest shape of input `name` in `phase`.
+
+        shape: as the network has it, -1 where the size is dynamic. Raises UnsupportedError for a
+        dynamic input whose meaning is unknown, UsageError where the graph has a fixed size that
+        the profile asks to vary.
+        """
+        for known, *given in self.inputs:
+            if known == name:
+                wanted = [tuple(each) for each in given]
+                break
+        else:
+            wanted = [self._decoder_shape(name, shape, phase, step) for step in range(3)]
+        for each in wanted:
+            if len(each) != len(shape) or any(
+                fixed not in (-1, size) for fixed, size in zip(shape, each, strict=True)
+            ):
+                raise UsageError(
+                    found=f"input {name!r} of shape {shape} (-1 is dynamic)",
+                    expected=f"an input that can take the shape {each}",
+                    where="the engine profile",
+                    remedy="narrow the profile to the sizes the graph was exported with",
+                )
+        return wanted[0], wanted[1], wanted[2]
+
+    def _decoder_shape(self, name: str, shape: Shape, phase: str, step: int) -> Shape:
+        batch, past = self.batch[step], self.past[step]
+        seq = 1 if phase == "decode" else self.seq[step]
+        if name == "inputs_embeds":
+            return (batch, seq, *shape[2:])
+        if name == "attention_mask":
+            return (batch, past + seq)
+        if name == "position_ids":
+            return (*shape[:-2], batch, seq)
+        if name == "guard_state":
+            return (batch,)
+        if name.startswith("past_key_values.") and len(shape) == 4:
+            return (batch, shape[1], past, shape[3])
+        raise UnsupportedError(
+            found=f"dynamic input {name!r} of shape {shape}",
+            expected="an input of a guarded decoder, or its shapes in EngineProfile.inputs",
+            where="the engine profile",
+            remedy=f"add ({name!r}, smallest, best, largest) to EngineProfile.inputs",
+        )

@@ -1,0 +1,73 @@
+"""The sizes an engine serves, and the library behind the import guard."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from guardbake.errors import EnvironmentFault, UnsupportedError, UsageError
+from guardbake_tensorrt import Backend, EngineProfile, load_backend
+from guardbake_tensorrt.backend import MessageLog
+from guardbake_tensorrt.capability import require_capabilities
+
+_PROFILE = EngineProfile(batch=(1, 2, 4), seq=(1, 8, 16), past=(0, 5, 32), split_decode=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "prefill", "decode"),
+    [
+        ("inputs_embeds", (-1, -1, 7), ((1, 1, 7), (2, 8, 7), (4, 16, 7)), (4, 1, 7)),
+        ("attention_mask", (-1, -1), ((1, 1), (2, 13), (4, 48)), (4, 33)),
+        ("position_ids", (-1, -1), ((1, 1), (2, 8), (4, 16)), (4, 1)),
+        ("position_ids", (3, -1, -1), ((3, 1, 1), (3, 2, 8), (3, 4, 16)), (3, 4, 1)),
+        ("guard_state", (-1,), ((1,), (2,), (4,)), (4,)),
+        (
+            "past_key_values.3.value",
+            (-1, 2, -1, 8),
+            ((1, 2, 0, 8), (2, 2, 5, 8), (4, 2, 32, 8)),
+            (4, 2, 32, 8),
+        ),
+    ],
+)
+def test_a_decoder_input_takes_its_sizes(name: str, shape: Any, prefill: Any, decode: Any) -> None:
+    assert _PROFILE.phases == ("prefill", "decode")
+    assert _PROFILE.shapes("prefill", name, shape) == prefill
+    assert _PROFILE.shapes("decode", name, shape)[2] == decode
+
+
+def test_other_inputs_are_given_or_refused() -> None:
+    shapes = ((1, 3, 8, 8), (1, 3, 8, 8), (2, 3, 8, 8))
+    known = EngineProfile((1, 1, 1), (1, 1, 1), (0, 0, 0), inputs=(("pixel_values", *shapes),))
+    assert known.phases == ("whole",)
+    assert known.shapes("whole", "pixel_values", (-1, 3, 8, 8)) == shapes
+    with pytest.raises(UnsupportedError, match="pixel_values"):
+        _PROFILE.shapes("prefill", "pixel_values", (-1, 3, 8, 8))
+
+
+def test_a_fixed_size_cannot_vary() -> None:
+    with pytest.raises(UsageError, match="narrow the profile"):
+        _PROFILE.shapes("prefill", "inputs_embeds", (1, -1, 7))
+
+
+@pytest.mark.parametrize("past", [(-1, 0, 1), (3, 2, 4), (0, 5, 4)])
+def test_a_range_ascends(past: Any) -> None:
+    with pytest.raises(UsageError, match="past range"):
+        EngineProfile((1, 1, 1), (1, 1, 1), past)
+
+
+def test_a_missing_library_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EnvironmentFault, match="pip install tensorrt"):
+        load_backend("tensorrt")
+    with pytest.raises(UsageError):
+        load_backend("openvino")
+
+
+def test_a_library_without_capabilities_compiles_for_its_own_gpu() -> None:
+    library = Backend("tensorrt", SimpleNamespace(__name__="tensorrt"), "11", None, MessageLog())
+    assert require_capabilities(library, ["CURRENT"]) == ()
+    with pytest.raises(UnsupportedError, match="its own machine"):
+        require_capabilities(library, ["SM90"])
