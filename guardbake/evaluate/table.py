@@ -45,7 +45,7 @@ class Rate:
 
     @property
     def low(self) -> float:
-        return 0.0 if self.count == 0 else self._centre() - self._half_width()
+        return self._centre() - self._half_width()
 
     @property
     def high(self) -> float:

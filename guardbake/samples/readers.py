@@ -18,7 +18,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -46,9 +46,10 @@ class Prompt:
     """One request in words, not yet in a form.
 
     source, index: where it comes from; index counts from 0 in the unsplit source.
+    The repr leaves the words out, so that no log and no failing test shows a harmful one.
     """
 
-    prompt: str
+    prompt: str = field(repr=False)
     label: Label
     source: str
     index: int

@@ -1,0 +1,72 @@
+"""Splits: overlap is found whatever the spelling, digests and draws are stable."""
+
+from __future__ import annotations
+
+import pytest
+
+from guardbake.errors import RecipeError
+from guardbake.samples import Label
+from guardbake.samples.readers import Prompt
+from guardbake.samples.splits import normalised, prove_disjoint, take
+
+
+def _prompts(*texts: str, source: str = "ours", label: Label = "harmless") -> list[Prompt]:
+    return [Prompt(text, label, source, index) for index, text in enumerate(texts)]
+
+
+def test_normalised_keeps_words_only() -> None:
+    assert normalised("  Don\u2019t\tSHOUT_now, \uff11!") == "don t shout now 1"
+
+
+@pytest.mark.parametrize("twin", ["Name a zebra", "name  a ZEBRA?", "Name-a-zebra."])
+def test_overlap_names_both_places_and_not_the_prompt(twin: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        prove_disjoint(
+            {"fit": _prompts("x", "Name a zebra"), "test": _prompts("y", twin, source="theirs")}
+        )
+    text = str(caught.value)
+    assert "'fit'" in text
+    assert "'test'" in text
+    assert "ours [1] and theirs [1]" in text
+    assert "zebra" not in text.lower()
+
+
+def test_overlap_between_labels_is_overlap() -> None:
+    with pytest.raises(RecipeError, match="two splits"):
+        prove_disjoint({"a": _prompts("x"), "b": _prompts("x", label="harmful")})
+
+
+def test_digests_ignore_order_and_repetition_and_see_content_and_label() -> None:
+    base = prove_disjoint({"a": _prompts("x", "y")})["a"]
+    assert prove_disjoint({"a": _prompts("y", "X!", "x")})["a"] == base
+    assert prove_disjoint({"a": _prompts("x", "z")})["a"] != base
+    assert prove_disjoint({"a": _prompts("x", "y", label="harmful")})["a"] != base
+
+
+def test_digest_of_a_split_is_the_same_in_every_process() -> None:
+    # Fixed, because manifests written earlier hold it.
+    digest = prove_disjoint({"a": _prompts(*(f"request {i}" for i in range(8)))})["a"]
+    assert digest == "2005d000a2426b44896c372e67fa5d3d53576c2ccd873dd2b983638d4b235dd0"
+
+
+def test_empty_split_and_wordless_prompt_are_refused() -> None:
+    with pytest.raises(RecipeError, match="no prompt"):
+        prove_disjoint({"fit": _prompts("x"), "test": []})
+    with pytest.raises(RecipeError, match=r"ours \[1\]"):
+        prove_disjoint({"fit": _prompts("x", "?!")})
+
+
+def test_take_is_stable_under_order_and_grows_as_a_prefix() -> None:
+    prompts = _prompts(*(f"request {i}" for i in range(50)))
+    ten = [p.index for p in take(prompts, 10, seed=1)]
+    assert [p.index for p in take(prompts[::-1], 20, seed=1)][:10] == ten
+    assert len(set(ten)) == 10
+    assert [p.index for p in take(prompts, 10, seed=2)] != ten
+
+
+def test_take_counts_equal_prompts_once() -> None:
+    assert len(take(_prompts("x", "X", "y"), 2, seed=0)) == 2
+    with pytest.raises(RecipeError, match="2 different prompts for a draw of 3"):
+        take(_prompts("x", "X", "y"), 3, seed=0)
+    with pytest.raises(RecipeError, match="draw of 0"):
+        take(_prompts("x"), 0, seed=0)
