@@ -35,11 +35,23 @@ MAX_HEADER = 1 << 20  # a guard's header is kilobytes; anything larger is not ou
 
 def save_guard(spec: GuardSpec, path: Path) -> None:
     """Write the guard pack: same spec, same bytes; appears complete or not at all."""
+    data = _pack_bytes(spec)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _pack_bytes(spec: GuardSpec) -> bytes:
+    """The file. safetensors writes metadata in an order that changes from run to run: sort it."""
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors(spec).items()}
     data = save(arrays, {"guardbake": header_json(spec), "digest": spec.digest})
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    stop = 8 + int.from_bytes(data[:8], "little")
+    head = json.dumps(json.loads(data[8:stop]), sort_keys=True, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # arrays start at a multiple of 8, as the library has it
+    return len(head).to_bytes(8, "little") + head + data[stop:]
 
 
 def load_guard(path: Path) -> GuardSpec:
@@ -79,7 +91,12 @@ def _read(path: Path) -> tuple[dict[str, Any], str, dict[str, Vector]]:
                 raise _malformed(path, "a header of more than 1 MiB")
         with safe_open(str(path), framework="np") as pack:
             meta = pack.metadata() or {}
-            arrays = {name: pack.get_tensor(name) for name in pack.keys()}  # noqa: SIM118
+            names = list(pack.keys())
+            # numpy has no name for some of the format's dtypes, and says so in many ways
+            strange = [n for n in names if pack.get_slice(n).get_dtype() != "F32"]
+            if strange:
+                raise _malformed(path, f"tensors that are not float32: {strange[:4]}")
+            arrays = {name: pack.get_tensor(name) for name in names}
     except OSError as error:
         raise _malformed(path, f"an unreadable file ({error.strerror or error})") from error
     except SafetensorError as error:
@@ -88,7 +105,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str, dict[str, Vector]]:
         raise _malformed(path, "a safetensors file without guardbake metadata")
     try:
         head = json.loads(meta["guardbake"])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(path, f"a header that is not JSON ({error})") from error
     if not isinstance(head, dict) or head.get("version") != VERSION:
         raise _malformed(path, "another version of the format")

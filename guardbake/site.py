@@ -1,4 +1,4 @@
-"""A site: one tensor of the decoder that a guard reads or edits, and how it is spelled elsewhere."""
+"""A site: one tensor of the decoder that a guard reads or edits, and its spelling elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guardbake.errors import MalformedError
 
 Boundary = Literal["ffn_output", "residual"]
 
-_SPELLING = re.compile(r"layers\.(\d+)\.(ffn_output|residual)")
+_SPELLING = re.compile(r"layers\.(0|[1-9][0-9]{0,5})\.(ffn_output|residual)")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ ORTHONORMAL = 1e-5  # |Q^T Q - I|, max; fp32 rounding of a basis orthonormal to 
 _BRANCHES: Mapping[str, int] = {"care": 2, "project": 1, "add": 1, "steer": 0}
 
 
-def _refuse(where: str, found: str, expected: str) -> None:
+def _refuse(where: str, found: str, expected: str) -> NoReturn:
     raise MalformedError(
         found=found, expected=expected, where=where, remedy="fit the guard again with guardbake fit"
     )
@@ -56,6 +56,18 @@ def _finite(value: float, where: str) -> None:
         _refuse(where, repr(value), "a finite number")
 
 
+def _json_copy(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A deep copy that nobody else can change, or an error if it is not JSON."""
+    try:
+        plain = dict(values) if isinstance(values, Mapping) else values
+        copy = json.loads(json.dumps(plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        _refuse(where, str(error), "JSON values")
+    if not isinstance(copy, dict):
+        _refuse(where, f"a JSON {type(copy).__name__}", "a JSON object")
+    return cast(dict[str, Any], copy)
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """The model a guard belongs to. digest: sha256 over its weights and configuration files."""
@@ -64,6 +76,14 @@ class ModelIdentity:
     layers: int
     width: int
     digest: str
+
+    def __post_init__(self) -> None:
+        for name, kind in (("family", str), ("layers", int), ("width", int), ("digest", str)):
+            value = getattr(self, name)
+            if type(value) is not kind:
+                _refuse("model identity", f"{name} {value!r}", f"a value of type {kind.__name__}")
+        if self.layers < 1 or self.width < 1:
+            _refuse("model identity", f"{self.layers} layers of width {self.width}", "at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +164,8 @@ class Edit:
         if self.push is not None:
             object.__setattr__(self, "push", _vector(self.push, (None,), where))
         _finite(self.strength, f"{where}: strength")
+        if self.kind != "steer" and self.strength != 1:
+            _refuse(where, f"strength {self.strength} of the edit", "strengths in the branches")
         if len({b.basis.shape[0] for b in self.branches}) > 1:
             _refuse(where, "branches of different width", "one width")
 
@@ -175,7 +197,8 @@ class GuardSpec:
         if not self.edits:
             _refuse(where, "no edits", "at least one edit")
         if (self.sensor is None) != (self.profile == "always"):
-            _refuse(where, f"profile {self.profile} with sensor {self.sensor}", "a sensor iff gated")
+            has = "without" if self.sensor is None else "with"
+            _refuse(where, f"profile {self.profile} {has} a sensor", "a sensor iff gated")
         sites = [edit.site for edit in self.edits]
         if sites != sorted(set(sites), key=lambda site: site.depth):
             _refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")
@@ -188,7 +211,9 @@ class GuardSpec:
         widths |= {len(self.sensor.direction)} if self.sensor else set()
         if widths != {self.model.width}:
             _refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
-        json.dumps(dict(self.provenance), allow_nan=False)
+        if not isinstance(self.method, str):
+            _refuse(where, f"method {self.method!r}", "a name")
+        object.__setattr__(self, "provenance", _json_copy(self.provenance, f"{where}: provenance"))
 
     @property
     def digest(self) -> str:

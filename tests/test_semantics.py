@@ -1,0 +1,297 @@
+"""The law's own properties; every other rendering is compared with the law, so it must be right."""
+
+from __future__ import annotations
+
+import doctest
+from itertools import pairwise
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardbake import activations, plugins, semantics, site
+from guardbake import semantics as law
+from guardbake.diagnose import separability
+from guardbake.semantics import BranchTerms
+
+Array = npt.NDArray[np.float64]
+SEEDS = st.integers(0, 2**32 - 1)
+# The properties are tested in float64: some dozens of operations on numbers near 1, each with a
+# relative error of 1.1e-16, stay below 1e-13.
+NOISE = 1e-12
+
+
+def basis(rng: np.random.Generator, width: int, rank: int) -> Array:
+    return np.linalg.qr(rng.standard_normal((width, rank)))[0]
+
+
+def terms(rng: np.random.Generator, width: int, rank: int, strength: float) -> BranchTerms:
+    return BranchTerms(basis(rng, width, rank), rng.standard_normal(width), strength)
+
+
+@pytest.mark.parametrize("module", [semantics, site, activations, separability, plugins])
+def test_doctests(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("module", [semantics, site, separability])
+def test_doctests_are_there(module: ModuleType) -> None:
+    assert doctest.testmod(module).attempted > 0
+
+
+# ---- edits
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_closed_gate_is_the_identity_bit_for_bit(value: float) -> None:
+    y = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    y[0, 0, 0] = -0.0
+    edited = np.full_like(y, value)
+    closed = law.gated(y, edited, np.zeros((2, 3), bool))
+    assert closed.tobytes() == y.tobytes()
+
+
+def test_the_gate_chooses_token_by_token() -> None:
+    y, edited = np.zeros((2, 2, 3)), np.ones((2, 2, 3))
+    open_ = np.array([[True, False], [False, True]])
+    assert (law.gated(y, edited, open_)[..., 0] == open_).all()
+
+
+@given(SEEDS, st.integers(1, 6))
+def test_strength_1_is_a_projection(seed: int, rank: int) -> None:
+    rng = np.random.default_rng(seed)
+    y, q, centre = rng.standard_normal((2, 3, 7)), basis(rng, 7, rank), rng.standard_normal(7)
+    once = law.project(y, q, centre, 1.0)
+    assert np.abs(law.project(once, q, centre, 1.0) - once).max() < NOISE
+    assert np.abs((once - centre) @ q).max() < NOISE
+    assert np.abs(once - y).max() > 0.01  # and it did something
+
+
+@given(SEEDS, st.floats(0.01, 1.0))
+def test_strength_up_to_1_contracts_and_twice_that_reflects(seed: int, alpha: float) -> None:
+    rng = np.random.default_rng(seed)
+    y, q, centre = rng.standard_normal((2, 3, 7)), basis(rng, 7, 3), rng.standard_normal(7)
+    z = (y - centre) @ q
+    for strength in (alpha, 1 + alpha):
+        after = (law.project(y, q, centre, strength) - centre) @ q
+        assert np.abs(after - (1 - strength) * z).max() < NOISE
+    distance = np.linalg.norm(law.project(y, q, centre, alpha) - centre, axis=-1)
+    assert (distance <= np.linalg.norm(y - centre, axis=-1) + NOISE).all()
+    reflected = (law.project(y, q, centre, 1 + alpha) - centre) @ q
+    assert (np.sign(reflected) == -np.sign(z)).all()
+
+
+@given(SEEDS, st.floats(-3, 3))
+def test_add_is_project_with_the_other_sign(seed: int, alpha: float) -> None:
+    rng = np.random.default_rng(seed)
+    y, q, centre = rng.standard_normal((1, 3, 5)), basis(rng, 5, 2), rng.standard_normal(5)
+    grown = (law.add(y, q, centre, alpha) - centre) @ q
+    assert np.abs(grown - (1 + alpha) * ((y - centre) @ q)).max() < NOISE
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_strength_0_is_the_identity(dtype: type[np.floating]) -> None:
+    rng = np.random.default_rng(1)
+    y = rng.standard_normal((2, 3, 6)).astype(dtype)
+    q, centre = basis(rng, 6, 2).astype(dtype), rng.standard_normal(6).astype(dtype)
+    none = BranchTerms(q, centre, 0.0)
+    for edited in (
+        law.project(y, q, centre, 0.0),
+        law.add(y, q, centre, 0.0),
+        law.steer(y, centre, 0.0),
+        law.care(y, [none, none]),
+    ):
+        assert edited.dtype == dtype
+        assert edited.tobytes() == y.tobytes()
+
+
+@given(SEEDS, st.floats(-4, 4))
+def test_size_is_the_length_of_the_change(seed: int, alpha: float) -> None:
+    """n_m == ||y_m' - y||: the basis is orthonormal, so the k coordinates carry the length."""
+    rng = np.random.default_rng(seed)
+    y, branch = rng.standard_normal((2, 3, 8)), terms(rng, 8, 3, alpha)
+    size = abs(alpha) * np.linalg.norm(law.coordinates(y, branch), axis=-1)
+    moved = law.project(y, branch.basis, branch.centre, alpha) - y
+    assert np.abs(np.linalg.norm(moved, axis=-1) - size).max() < NOISE
+
+
+@given(SEEDS, st.floats(0.01, 1e3), st.floats(0, 1e3))
+def test_weights_sum_to_1_where_any_size_is(seed: int, first: float, second: float) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = [s * rng.uniform(0.5, 1, (2, 3, 1)) for s in (first, second)]
+    weights = law.fusion_weights(sizes)
+    # eps takes eps / total <= 1e-8 / 0.005 from the sum
+    assert np.abs(sum(weights) - 1).max() < 2.1e-6
+    assert all((w >= 0).all() for w in weights)
+    assert np.abs(weights[0] * sizes[1] - weights[1] * sizes[0]).max() < 1e-9 * first * (second + 1)
+
+
+def test_weights_without_any_size_are_0() -> None:
+    assert all((w == 0).all() for w in law.fusion_weights([np.zeros((1, 2, 1))] * 2))
+
+
+@given(SEEDS, st.floats(0.1, 2), st.floats(0.1, 2))
+def test_care_is_the_weighted_sum_of_its_branches(seed: int, a: float, b: float) -> None:
+    rng = np.random.default_rng(seed)
+    y = rng.standard_normal((2, 3, 8))
+    branches = [terms(rng, 8, 3, a), terms(rng, 8, 2, b)]
+    moves = [law.project(y, t.basis, t.centre, t.strength) - y for t in branches]
+    sizes = [np.linalg.norm(move, axis=-1, keepdims=True) for move in moves]
+    expected = y + sum(n * m for n, m in zip(sizes, moves, strict=True)) / (sum(sizes) + law.EPS)
+    assert np.abs(law.care(y, branches) - expected).max() < NOISE
+    assert np.abs(law.care(y, branches[::-1]) - expected).max() < NOISE  # no branch comes first
+
+
+def test_care_with_one_silent_branch_is_the_other_projection() -> None:
+    rng = np.random.default_rng(2)
+    y, loud = rng.standard_normal((2, 3, 8)), terms(rng, 8, 3, 1.0)
+    silent = BranchTerms(basis(rng, 8, 2), rng.standard_normal(8), 0.0)
+    alone = law.project(y, loud.basis, loud.centre, 1.0)
+    # eps over a size of about 1 takes a share of 1e-8 of the change away
+    assert np.abs(law.care(y, [loud, silent]) - alone).max() < 1e-7
+
+
+def test_steer_adds_the_push() -> None:
+    y, push = np.zeros((1, 2, 3)), np.array([1.0, 0.0, -1.0])
+    assert (law.steer(y, push, 2.0) == [2.0, 0.0, -2.0]).all()
+
+
+@given(SEEDS)
+def test_edits_do_not_mix_rows_or_tokens(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    y, branches = rng.standard_normal((4, 5, 8)), [terms(rng, 8, 3, 1.0), terms(rng, 8, 2, 0.5)]
+    rows, tokens = rng.permutation(4), rng.permutation(5)
+    whole = law.care(y, branches)
+    assert np.abs(law.care(y[rows][:, tokens], branches) - whole[rows][:, tokens]).max() < NOISE
+    assert np.abs(law.care(y[1:2, 2:3], branches) - whole[1:2, 2:3]).max() < NOISE
+
+
+# ---- sensor and gates
+
+
+def test_score_is_the_signed_distance_beyond_the_threshold() -> None:
+    direction, centre = np.array([0.6, 0.8]), np.array([1.0, 1.0])
+    x = np.array([[[1.0, 1.0], [1.6, 1.8], [0.4, 0.2]]])
+    assert np.abs(law.score(x, direction, centre, 0.25) - [[-0.25, 0.75, -1.25]]).max() < NOISE
+    assert law.score(x.astype(np.float32), *map(np.float32, (direction, centre)), 0.25).dtype == (
+        np.float32
+    )
+
+
+def test_a_score_opens_above_0_only_and_when_it_is_not_a_number() -> None:
+    scores = np.array([-1.0, 0.0, -0.0, 1e-30, np.nan, np.inf, -np.inf])
+    assert law.is_open(scores).tolist() == [False, False, False, True, True, True, False]
+
+
+def test_by_token_only_real_tokens_of_this_call_open() -> None:
+    scores = np.array([[1.0, -1.0, np.nan], [1.0, 1.0, 1.0]])
+    mask = np.array([[0, 1, 1, 1, 1], [1, 1, 0, 1, 1]])  # two tokens are cached
+    opened = law.gate_by_token(scores, mask)
+    assert opened.tolist() == [[True, False, True], [False, True, True]]
+
+
+def padded(scores: list[list[float]], lefts: list[int], width: int) -> tuple[Array, Array]:
+    """Rows of scores at column `left` of a batch; padding scores would open, were they read."""
+    out, mask = np.full((len(scores), width), np.nan), np.zeros((len(scores), width), np.int64)
+    for row, (values, left) in enumerate(zip(scores, lefts, strict=True)):
+        out[row, left : left + len(values)] = values
+        mask[row, left : left + len(values)] = 1
+    return out, mask
+
+
+def by_hand(scores: list[float], prompt: int) -> tuple[list[bool], int]:
+    """The gate of one sequence, token by token, as METHODS 4 says it."""
+    verdict = not scores[prompt - 1] <= 0
+    return [verdict and i >= prompt - 1 for i in range(len(scores))], 2 if verdict else 1
+
+
+@st.composite
+def mixed_batches(draw: st.DrawFn) -> tuple[list[list[float]], list[int], list[int], list[int]]:
+    """(scores, prompt lengths, left paddings, chunk ends) of a batch of mixed lengths."""
+    rows = draw(st.integers(1, 4))
+    value = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0, np.nan])
+    scores = [draw(st.lists(value, min_size=1, max_size=7)) for _ in range(rows)]
+    prompts = [draw(st.integers(1, len(row))) for row in scores]
+    lefts = [draw(st.integers(0, 4)) for _ in range(rows)]
+    width = max(left + len(row) for left, row in zip(lefts, scores, strict=True))
+    width += draw(st.integers(0, 2))
+    cuts = draw(st.sets(st.integers(1, width), max_size=5))
+    return scores, prompts, lefts, sorted(cuts | {width})
+
+
+def run_in_chunks(
+    scores: Array, mask: Array, state: npt.NDArray[np.int64], stops: list[int]
+) -> tuple[npt.NDArray[np.bool_], list[npt.NDArray[np.int64]]]:
+    opened, states, start = [], [state], 0
+    for stop in stops:
+        part, after = law.gate_by_sequence(scores[:, start:stop], mask[:, :stop], states[-1])
+        opened.append(part)
+        states.append(after)
+        start = stop
+    return np.concatenate(opened, axis=1), states
+
+
+@given(mixed_batches())
+def test_whole_chunked_cached_padded_and_batched_agree(
+    case: tuple[list[list[float]], list[int], list[int], list[int]],
+) -> None:
+    rows, prompts, lefts, stops = case
+    scores, mask = padded(rows, lefts, stops[-1])
+    start = -np.array(prompts, np.int64)
+    whole, after = law.gate_by_sequence(scores, mask, start)
+    chunked, states = run_in_chunks(scores, mask, start, stops)
+    cached, _ = run_in_chunks(scores, mask, start, list(range(1, stops[-1] + 1)))
+    assert (whole == chunked).all()
+    assert (whole == cached).all()
+    assert (after == states[-1]).all()
+    for i, (values, prompt, left) in enumerate(zip(rows, prompts, lefts, strict=True)):
+        opened, state = by_hand(values, prompt)
+        expected = np.zeros(stops[-1], bool)
+        expected[left : left + len(values)] = opened
+        assert whole[i].tolist() == expected.tolist()
+        assert after[i] == state
+        assert not whole[i, : left + prompt - 1].any()  # the prompt's cache is independent
+        assert not whole[i][mask[i] == 0].any()
+
+
+@given(mixed_batches())
+def test_the_state_only_goes_up(
+    case: tuple[list[list[float]], list[int], list[int], list[int]],
+) -> None:
+    rows, prompts, lefts, stops = case
+    scores, mask = padded(rows, lefts, stops[-1])
+    _, states = run_in_chunks(scores, mask, -np.array(prompts, np.int64), stops)
+    for before, after in pairwise(states):
+        assert (after >= before).all()
+        assert (after[before >= law.CLOSED] == before[before >= law.CLOSED]).all()
+
+
+@given(mixed_batches())
+def test_a_state_of_0_decides_at_the_end_of_the_call(
+    case: tuple[list[list[float]], list[int], list[int], list[int]],
+) -> None:
+    rows, _, lefts, stops = case
+    scores, mask = padded(rows, lefts, stops[-1])
+    ends = np.array([len(row) for row in rows], np.int64)
+    zero = law.gate_by_sequence(scores, mask, np.zeros_like(ends))
+    told = law.gate_by_sequence(scores, mask, -ends)
+    assert (zero[0] == told[0]).all()
+    assert (zero[1] == told[1]).all()
+
+
+def test_a_decided_state_ignores_later_scores() -> None:
+    scores, mask = np.array([[5.0, 5.0], [-5.0, -5.0]]), np.ones((2, 4), np.int64)
+    opened, state = law.gate_by_sequence(scores, mask, np.array([law.CLOSED, law.OPEN]))
+    assert opened.tolist() == [[False, False], [True, True]]
+    assert state.tolist() == [law.CLOSED, law.OPEN]
+
+
+def test_a_row_of_padding_stays_undecided() -> None:
+    opened, state = law.gate_by_sequence(
+        np.ones((2, 2)), np.zeros((2, 2), np.int64), np.array([0, -3])
+    )
+    assert not opened.any()
+    assert state.tolist() == [0, -3]

@@ -1,0 +1,276 @@
+"""A spec is checked when it is made, and its digest tells any two guards apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guardbake.errors import MalformedError
+from guardbake.site import Site, site_from_str
+from guardbake.spec import Branch, Edit, GuardSpec, ModelIdentity, Sensor, header, tensors
+
+Build = Callable[..., GuardSpec]
+F32 = np.float32
+KINDS = ("care", "project", "add", "steer")
+
+
+def unit(width: int = 4) -> np.ndarray:
+    return np.eye(width, dtype=F32)[0]
+
+
+def columns(width: int = 4, rank: int = 2) -> np.ndarray:
+    return np.eye(width, dtype=F32)[:, :rank]
+
+
+def zeros(width: int = 4) -> np.ndarray:
+    return np.zeros(width, F32)
+
+
+# ---- sites
+
+
+@pytest.mark.parametrize("site", [Site(0, "ffn_output"), Site(22, "residual")])
+def test_a_site_is_read_back_from_its_spelling(site: Site) -> None:
+    assert site_from_str(str(site)) == site
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "layers.1", "layers.-1.residual", "layers.01.residual", "layers.1.residual ", "layers.1.x",
+     "layers.\u0661.residual", "layers.1.residual\n", "layers." + "9" * 5000 + ".residual"],
+)  # fmt: skip
+def test_any_other_spelling_of_a_site_is_refused(text: str) -> None:
+    with pytest.raises(MalformedError):
+        site_from_str(text)
+
+
+def test_depth_is_the_order_of_the_data() -> None:
+    sites = [Site(layer, b) for layer in range(3) for b in ("ffn_output", "residual")]
+    assert [site.depth for site in sites] == sorted({site.depth for site in sites})
+
+
+# ---- what is refused
+
+
+def branch(**changes: Any) -> Branch:
+    values: dict[str, Any] = {
+        "modality": "text", "basis": columns(), "centre": zeros(), "strength": 1.0, **changes
+    }  # fmt: skip
+    return Branch(**values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"modality": "audio"}, "audio"),
+        ({"basis": columns().astype(np.float64)}, "dtype float64"),
+        ({"basis": columns()[:, 0]}, "shape"),
+        ({"basis": columns()[:, :0]}, "1 to d columns"),
+        ({"basis": np.ones((2, 3), F32)}, "1 to d columns"),
+        ({"basis": columns() * F32(1.01)}, "Q\\^T Q"),
+        ({"basis": np.ones((4, 2), F32) / 2}, "Q\\^T Q"),
+        ({"basis": columns() * F32(np.nan)}, "not finite"),
+        ({"centre": zeros(3)}, "shape"),
+        ({"centre": zeros() + F32(np.inf)}, "not finite"),
+        ({"strength": np.nan}, "finite"),
+        ({"strength": np.inf}, "finite"),
+    ],
+)
+def test_a_branch_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(MalformedError, match=says):
+        branch(**changes)
+
+
+@pytest.mark.parametrize(
+    ("direction", "centre", "threshold", "says"),
+    [
+        (unit() * F32(1.001), zeros(), 0.0, "unit length"),
+        (zeros(), zeros(), 0.0, "unit length"),
+        (unit().astype(np.float16), zeros(), 0.0, "float32"),
+        (unit(), zeros(5), 0.0, "shape"),
+        (unit(), zeros(), np.nan, "finite"),
+        (unit(), zeros(), np.inf, "finite"),
+    ],
+)
+def test_a_sensor_is_refused(
+    direction: np.ndarray, centre: np.ndarray, threshold: float, says: str
+) -> None:
+    with pytest.raises(MalformedError, match=says):
+        Sensor(Site(0, "residual"), direction, centre, threshold)
+
+
+FFN = Site(1, "ffn_output")
+VISUAL = branch(modality="visual")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((FFN, "remove", (branch(),)), "kind"),
+        ((Site(1, "residual"), "project", (branch(),)), "boundary"),
+        ((FFN, "project", ()), "branches"),
+        ((FFN, "project", (branch(), branch())), "branches"),
+        ((FFN, "care", (branch(),)), "branches"),
+        ((FFN, "care", (branch(), VISUAL)), "visual, then text"),
+        ((FFN, "steer", ()), "push"),
+        ((FFN, "project", (branch(),), zeros()), "push"),
+        ((FFN, "steer", (), np.zeros((4, 1), F32)), "shape"),
+        ((FFN, "steer", (), zeros() * F32(np.nan)), "not finite"),
+        ((FFN, "steer", (), zeros(), np.inf), "finite"),
+        ((FFN, "add", (branch(),), None, 2.0), "strength"),
+        ((FFN, "care", (VISUAL, branch(basis=columns(5), centre=zeros(5)))), "width"),
+    ],
+)
+def test_an_edit_is_refused(arguments: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(MalformedError, match=says):
+        Edit(*arguments)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [("llava", 0, 4, "0"), ("llava", 3, 0, "0"), ("llava", 3.0, 4, "0"), (None, 3, 4, "0"),
+     ("llava", 3, float("inf"), "0"), ("llava", True, 4, "0"), ("llava", 3, 4, None)],
+)  # fmt: skip
+def test_a_model_identity_is_refused(values: tuple[Any, ...]) -> None:
+    with pytest.raises(MalformedError):
+        ModelIdentity(*values)
+
+
+def edit(layer: int, width: int = 4) -> Edit:
+    return Edit(Site(layer, "ffn_output"), "steer", (), zeros(width))
+
+
+def sensor(site: Site, width: int = 4) -> Sensor:
+    return Sensor(site, unit(width), zeros(width), 0.0)
+
+
+SENSOR = sensor(Site(0, "residual"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"profile": "batch"}, "profile"),
+        ({"edits": ()}, "no edits"),
+        ({"sensor": None}, "without a sensor"),
+        ({"profile": "always"}, "with a sensor"),
+        ({"edits": (edit(2), edit(1))}, "layer order"),
+        ({"edits": (edit(1), edit(1))}, "layer order"),
+        ({"edits": (edit(3),)}, "layers 0 to 2"),
+        ({"edits": (edit(-1),)}, "layers 0 to 2"),
+        ({"sensor": sensor(Site(3, "residual")), "edits": (edit(2),)}, "layers 0 to 2"),
+        ({"sensor": sensor(Site(1, "residual"))}, "at or before"),
+        ({"sensor": sensor(Site(2, "ffn_output"))}, "at or before"),
+        ({"sensor": sensor(Site(0, "residual"), 5)}, "width"),
+        ({"edits": (edit(1, 5),)}, "width"),
+        ({"model": ModelIdentity("llava", 3, 5, "0")}, "width"),
+        ({"method": None}, "method"),
+        ({"provenance": {"a": np.float32(1)}}, "JSON"),
+        ({"provenance": {"a": float("nan")}}, "JSON"),
+        ({"provenance": [1]}, "JSON"),
+    ],
+)
+def test_a_guard_is_refused(changes: dict[str, Any], says: str) -> None:
+    good: dict[str, Any] = {
+        "model": ModelIdentity("llava", 3, 4, "0"), "method": "test", "profile": "token",
+        "sensor": SENSOR, "edits": (edit(1),), "provenance": {},
+    }  # fmt: skip
+    GuardSpec(**good)
+    with pytest.raises(MalformedError, match=says):
+        GuardSpec(**{**good, **changes})
+
+
+def test_a_sensor_may_read_the_very_tensor_that_is_edited() -> None:
+    model = ModelIdentity("llava", 3, 4, "0")
+    GuardSpec(model, "test", "token", sensor(FFN), (edit(1),))
+
+
+# ---- arrays
+
+
+def test_arrays_are_copied_and_read_only() -> None:
+    basis = np.asfortranarray(columns())
+    made = branch(basis=basis)
+    basis[0, 0] = 7
+    assert made.basis[0, 0] == 1
+    assert made.basis.flags["C_CONTIGUOUS"]
+    with pytest.raises(ValueError, match="read-only"):
+        made.basis[0, 0] = 7
+
+
+def test_provenance_cannot_be_changed_from_outside(guard: Build) -> None:
+    given = {"figures": {"auc": 0.9}}
+    spec = replace(guard(), provenance=given)
+    digest = spec.digest
+    given["figures"]["auc"] = 0.1
+    assert spec.digest == digest
+
+
+# ---- digests
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_guard_has_the_same_digest(guard: Build, kind: str) -> None:
+    assert guard("token", kind).digest == guard("token", kind).digest
+    assert guard("token", kind).digest != guard("token", kind, seed=1).digest
+
+
+def variants(spec: GuardSpec) -> dict[str, GuardSpec]:
+    """The spec with each of its fields changed once."""
+    first = spec.edits[0]
+    assert spec.sensor is not None
+    out = {
+        "method": replace(spec, method="other"),
+        "profile": replace(spec, profile="token"),
+        "provenance": replace(spec, provenance={"n": 4}),
+        "threshold": replace(spec, sensor=replace(spec.sensor, threshold=0.2)),
+        "sensor site": replace(spec, sensor=replace(spec.sensor, site=Site(1, "residual"))),
+        "sensor boundary": replace(spec, sensor=replace(spec.sensor, site=Site(0, "ffn_output"))),
+        "edit site": replace(spec, edits=(replace(first, site=Site(1, "ffn_output")),)),
+        "one edit more": replace(spec, edits=(replace(first, site=Site(1, "ffn_output")), first)),
+    }
+    for name, value in (("family", "qwen"), ("layers", 4), ("digest", "1" * 64)):
+        out[f"model {name}"] = replace(spec, model=replace(spec.model, **{name: value}))
+    for index, old in enumerate(first.branches):
+        some = list(first.branches)
+        some[index] = replace(old, strength=0.5)
+        out[f"strength {index}"] = replace(spec, edits=(replace(first, branches=tuple(some)),))
+    if first.kind == "steer":
+        out["strength"] = replace(spec, edits=(replace(first, strength=0.5),))
+    if first.kind in ("project", "add"):
+        other = "add" if first.kind == "project" else "project"
+        out["kind"] = replace(spec, edits=(replace(first, kind=other),))
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_is_in_the_digest(guard: Build, kind: str) -> None:
+    spec = guard("sequence", kind)
+    digests = {"as it is": spec.digest, **{k: v.digest for k, v in variants(spec).items()}}
+    assert len(set(digests.values())) == len(digests)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_bit_of_every_array_is_in_the_digest(guard: Build, kind: str) -> None:
+    """One float moved to its neighbour: every array, as the guard carries it."""
+    spec = guard("sequence", kind)
+    seen = {spec.digest}
+    for name in tensors(spec):
+        changed = guard("sequence", kind)
+        array = tensors(changed)[name]
+        array.setflags(write=True)
+        array.flat[-1] = np.nextafter(array.flat[-1], F32(np.inf))
+        seen.add(changed.digest)
+    assert len(seen) == len(tensors(spec)) + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_array_has_a_name_of_its_own(guard: Build, kind: str) -> None:
+    spec = guard("sequence", kind, edits=(1, 2))
+    per_edit = {"care": 4, "project": 2, "add": 2, "steer": 1}[kind]
+    assert len(tensors(spec)) == 2 + 2 * per_edit
+    assert header(spec)["edits"][1]["site"] == "layers.2.ffn_output"
