@@ -1,0 +1,193 @@
+"""Verify a bundle without running a model: its bytes, and that its graph carries its guard.
+
+The manifest tells damage; reading the graph against the guard pack tells also what somebody altered
+together with the manifest. Everything amiss inside a bundle is an IntegrityError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from guardbake.artifact import load_guard
+from guardbake.bundle.canonical import parse
+from guardbake.bundle.manifest import (
+    CERTIFICATE,
+    DECODER,
+    GUARD,
+    EngineBuilt,
+    Manifest,
+    check_files,
+    read_manifest,
+)
+from guardbake.errors import IntegrityError, MalformedError, SiteError, UsageError
+from guardbake.passes.verify import VerifyGuard
+from guardbake.spec import GuardSpec
+
+_REMEDY = "do not ship this bundle: bake it again, or take it from its source"
+
+# How a graph that somebody altered makes its readers stumble: a node without an input, an attribute
+# of another type, a scope that is no list, data that cannot be read.
+_ALTERED = (AssertionError, LookupError, OSError, SyntaxError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was found in order.
+
+    files: how many the bundle has, rehashed: how many of them were read again, size: bytes of all.
+    guard: the guard's digest. nodes: its call nodes in the decoder, by name. engine: whether the
+    bundle records one; nothing here runs it.
+    """
+
+    files: int
+    rehashed: int
+    size: int
+    guard: str
+    nodes: tuple[str, ...]
+    engine: bool
+
+
+def verify_bundle(folder: Path, full: bool = False) -> VerifyReport:
+    """Check manifest, files, guard pack, graphs and certificate against each other.
+
+    full: read every file again; otherwise files of 64 MB and more are compared by size alone.
+    Raises UsageError if there is no such folder, IntegrityError at the first thing amiss in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(
+            found="no folder",
+            expected="a bundle that guardbake bake wrote",
+            where=str(folder),
+            remedy="name the folder that was given to bake as -o",
+        )
+    try:
+        manifest = read_manifest(folder)
+        rehashed = check_files(folder, manifest, full)
+        _require_listed(folder, manifest)
+        spec = load_guard(folder / GUARD)
+        _check_certificate(folder, manifest)
+    except MalformedError as error:
+        raise IntegrityError(
+            found=error.found, expected=error.expected, where=error.where, remedy=_REMEDY
+        ) from error
+    if spec.digest != manifest.origins.guard:
+        _amiss(
+            f"guard {spec.digest[:12]}",
+            f"guard {manifest.origins.guard[:12]}, which the manifest states",
+            folder / GUARD,
+        )
+    if spec.model.digest != manifest.origins.model:
+        _amiss(
+            f"a guard for model {spec.model.digest[:12]}",
+            f"one for model {manifest.origins.model[:12]}, from which the bundle was made",
+            folder / GUARD,
+        )
+    for name in manifest.onnx:
+        if name != DECODER:
+            check_external_data(load_graph(folder / name), folder / name)
+    nodes = _check_decoder(folder / DECODER, spec)
+    return VerifyReport(
+        files=len(manifest.files),
+        rehashed=rehashed,
+        size=sum(entry.size for entry in manifest.files),
+        guard=spec.digest,
+        nodes=nodes,
+        engine=isinstance(manifest.origins.engine, EngineBuilt),
+    )
+
+
+def _require_listed(folder: Path, manifest: Manifest) -> None:
+    names = {entry.name for entry in manifest.files}
+    for name in (DECODER, GUARD):
+        if name not in names:
+            _amiss(f"no {name}", f"a bundle with {name}", folder)
+
+
+def _check_certificate(folder: Path, manifest: Manifest) -> None:
+    """The certificate says pass, and says it of this guard and these graphs."""
+    path = folder / CERTIFICATE
+    value: Any = parse(path.read_bytes(), str(path), _REMEDY)
+    if not isinstance(value, dict) or not isinstance(value.get("digests"), dict):
+        _amiss("no object `digests`", "a certificate that says what it is of", path)
+    if value.get("verdict") != "pass":
+        _amiss(f"verdict {value.get('verdict')!r:.40}", 'verdict "pass"', path)
+    digests = value["digests"]
+    for key, wanted in (("guard", manifest.origins.guard), ("onnx", manifest.onnx)):
+        if digests.get(key) != wanted:
+            _amiss(
+                f"a certificate of {key} {json.dumps(digests.get(key)):.120}",
+                f"one of {json.dumps(wanted):.120}",
+                path,
+            )
+
+
+def _check_decoder(path: Path, spec: GuardSpec) -> tuple[str, ...]:
+    model = load_graph(path)
+    check_external_data(model, path)
+    try:
+        return VerifyGuard(spec, str(path))(model).nodes
+    except (SiteError, *_ALTERED) as error:
+        _amiss(f"a graph that cannot be read as guarded ({error})", "the guard's own graph", path)
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read the graph without its external data; raises IntegrityError if it is not one."""
+    try:
+        return ir.load(path)
+    except (DecodeError, *_ALTERED) as error:
+        _amiss(f"a file that is not an ONNX graph ({error})", "an ONNX graph", path)
+
+
+def check_external_data(model: ir.Model, path: Path) -> None:
+    """Every tensor outside the graph file lies whole in a plain file beside it.
+
+    Raises IntegrityError on a location that is not a file name, a file that is absent or a link,
+    and an offset or a length that its file does not have.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in _external_tensors(model):
+        location, what = str(tensor.location), f"tensor {tensor.name!r:.120}"
+        if location != Path(location).name or "\\" in location or location in ("", ".", ".."):
+            _amiss(f"{what} at {location!r:.120}", "the name of a file beside the graph", path)
+        if location not in sizes:
+            file = path.parent / location
+            if file.is_symlink() or not file.is_file():
+                _amiss(f"{what} in {location!r:.120}, no plain file", "a file beside it", path)
+            sizes[location] = file.stat().st_size
+        offset, length = tensor.offset or 0, tensor.length
+        if length is not None and length != tensor.nbytes:
+            _amiss(f"{what} with {length} bytes of data", f"{tensor.nbytes} bytes", path)
+        if offset < 0 or offset + tensor.nbytes > sizes[location]:
+            _amiss(
+                f"{what} at bytes {offset} to {offset + tensor.nbytes} of {location}",
+                f"bytes within its {sizes[location]}",
+                path,
+            )
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Initialisers and attributes of the graph, its subgraphs and its functions."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    for function in model.functions.values():
+        graphs += function.subgraphs()
+    nodes = [node for graph in graphs for node in graph]
+    nodes += [node for function in model.functions.values() for node in function]
+    tensors: list[Any] = [v.const_value for graph in graphs for v in graph.initializers.values()]
+    for node in nodes:
+        for attribute in node.attributes.values():
+            value = attribute.value
+            tensors += value if isinstance(value, list | tuple) else [value]
+    for tensor in tensors:
+        if isinstance(tensor, ir.ExternalTensor):
+            yield tensor
+
+
+def _amiss(found: str, expected: str, where: Path) -> NoReturn:
+    raise IntegrityError(found=found, expected=expected, where=str(where), remedy=_REMEDY)
