@@ -11,7 +11,7 @@ TensorRT-RTX compiles on any machine, without a GPU; nothing in this package run
 promises is therefore "accepted and compiled", and the record says so: the guard is in the network
 that the builder took, on a path to the output, in float32 without TF32.
 
-There is no exporter class: an `Exporter` writes a model, an engine is built from what one wrote.
+`engines` holds the entry points of the group `guardbake.engines`.
 """
 
 from guardbake_tensorrt.backend import Backend, BackendName, load_backend

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from guardbake.errors import EnvironmentFault, GuardbakeError, ResourceFault, UnsupportedError
+
 from guardbake_tensorrt.backend import Backend
 from guardbake_tensorrt.capability import refuse_bfloat16_on_turing, require_capabilities
 from guardbake_tensorrt.lower import LoweredGraph, external_tensors, lower_graph, read_graph

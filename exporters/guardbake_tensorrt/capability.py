@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from guardbake.errors import UnsupportedError, UsageError
+
 from guardbake_tensorrt.backend import Backend
 
 CURRENT: Final = "CURRENT"

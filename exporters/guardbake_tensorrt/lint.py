@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from guardbake.errors import UnsupportedError
+
 from guardbake_tensorrt.lower import every_node
 
 _STANDARD: Final = ("", "ai.onnx")

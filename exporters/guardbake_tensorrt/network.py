@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardbake.errors import UnsupportedError
+
 from guardbake_tensorrt.backend import Backend
 from guardbake_tensorrt.dataflow import Dataflow
 from guardbake_tensorrt.lint import findings, require_clean

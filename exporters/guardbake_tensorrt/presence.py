@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from guardbake.errors import SiteError
+
 from guardbake_tensorrt.dataflow import Dataflow, outputs
 from guardbake_tensorrt.lower import GUARD_DOMAIN
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal
 
 from guardbake.errors import GuardbakeError, MalformedError
+
 from guardbake_tensorrt.profile import EngineProfile
 
 STATUS: Final = "compiled"

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
 from guardbake.spec import Branch, Edit, EditKind, GuardSpec, ModelIdentity, Profile, Sensor
+
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
 
 WIDTH, HEADS, HEAD, LAYERS, WORDS = 16, 2, 8, 2, 32
@@ -85,9 +86,14 @@ class _Decoder:
         self.array("head", np.array([HEAD], np.int64))
         self.array("joined", np.array([0, 0, WIDTH], np.int64))
         self.array("axes", np.array([1, 2], np.int64))
+        self.array("one", np.array([1], np.int64))
+        self.array("rows", np.array([0, 3, 1, 2], np.int64))
         self.op("Shape", ["inputs_embeds"], "batch_seq", start=0, end=2)
         self.op("Cast", ["attention_mask"], "mask_bool", to=TensorProto.BOOL)
-        self.op("Unsqueeze", ["mask_bool", "axes"], "mask")
+        self.op("Unsqueeze", ["mask_bool", "axes"], "mask_row")
+        self.op("Shape", ["attention_mask"], "total", start=1, end=2)
+        sizes = self.op("Concat", ["batch_seq", "total", "one"], "mask_sizes", axis=0)
+        self.op("Expand", ["mask_row", self.op("Gather", [sizes, "rows"], "mask_shape")], "mask")
         x = "inputs_embeds"
         for index in range(LAYERS):
             x = self.layer(x, index)

@@ -21,6 +21,7 @@ from guardbake.errors import (
     UnsupportedError,
     UsageError,
 )
+
 from guardbake_tensorrt import Backend, EngineProfile, EngineRecord, build_engine
 from guardbake_tensorrt.build import _build_failure, write_atomically
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from guardbake.errors import SiteError
+
 from guardbake_tensorrt import Backend
 from guardbake_tensorrt.lower import lower_graph, read_graph
 from guardbake_tensorrt.network import ParsedNetwork, parse_network

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from guardbake.errors import EnvironmentFault, UnsupportedError, UsageError
+
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
 from guardbake_tensorrt.backend import MessageLog
 from guardbake_tensorrt.capability import require_capabilities
