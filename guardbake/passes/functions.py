@@ -17,6 +17,7 @@ from guardbake.spec import Edit
 
 DOMAIN = "guardbake"
 FLOAT16_MAX = 65504.0
+MIN_OPSET = 18  # from here on every reduction takes its axes as an input
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -125,16 +126,18 @@ def edit_inputs(edit: Edit) -> dict[str, np.ndarray]:
     MatMul in and one MatMul out; offset [K] is (mu_m Q_m) for each branch, taken in float64.
     """
     if edit.push is not None:
-        return {"push": edit.push, "strength": np.float32([edit.strength])}
+        return {"push": edit.push, "strength": np.array([edit.strength], np.float32)}
     offsets = [b.centre.astype(np.float64) @ b.basis.astype(np.float64) for b in edit.branches]
     return {
         "basis": np.concatenate([b.basis for b in edit.branches], axis=1),
         "offset": np.concatenate(offsets).astype(np.float32),
-        "strength": np.float32([b.strength for b in edit.branches]),
+        "strength": np.array([b.strength for b in edit.branches], np.float32),
     }
 
 
-def edit_function(name: str, edit: Edit, dtype: ir.DataType, gated: bool, opset: int) -> ir.Function:
+def edit_function(
+    name: str, edit: Edit, dtype: ir.DataType, gated: bool, opset: int
+) -> ir.Function:
     """(y [B,S,d], [open [B,S]], arrays of `edit_inputs`) -> edited [B,S,d] in y's dtype."""
     op = _Body(["y", *(["open"] if gated else []), *edit_inputs(edit)])
     y = op("Cast", [op.inputs["y"]], {"to": ir.DataType.FLOAT})
@@ -157,10 +160,8 @@ def _subspace_change(op: _Body, edit: Edit, y: ir.Value) -> ir.Value:
     """What is added to y: (weighted coordinates) Q^T."""
     basis = op.inputs["basis"]
     z = op("Sub", [op("MatMul", [y, basis]), op.inputs["offset"]])
-    if edit.kind == "care":
-        scaled = _fused(op, edit, z)
-    else:
-        scaled = op("Mul", [z, op.inputs["strength"]])
+    fused = edit.kind == "care"
+    scaled = _fused(op, edit, z) if fused else op("Mul", [z, op.inputs["strength"]])
     if edit.kind != "add":
         scaled = op("Neg", [scaled])
     return op("MatMul", [scaled, op("Transpose", [basis], {"perm": [1, 0]})])

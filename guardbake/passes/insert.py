@@ -17,6 +17,7 @@ import onnx_ir as ir
 from guardbake.errors import SiteError, UnsupportedError
 from guardbake.passes.functions import (
     DOMAIN,
+    MIN_OPSET,
     edit_function,
     edit_inputs,
     sensor_function,
@@ -28,6 +29,7 @@ from guardbake.spec import Edit, GuardSpec, Sensor
 
 DIGEST_KEY = "guardbake.guard"
 SITE_KEY = "guardbake.site"
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 STATE_IN, STATE_OUT = "guard_state", "guard_state_out"
 SCORE_OUT, OPEN_OUT = "guard_score", "guard_open"
 
@@ -55,12 +57,16 @@ class InsertGuard:
         spec, graph = self.spec, model.graph
         sites = {edit.site for edit in spec.edits} | ({spec.sensor.site} if spec.sensor else set())
         found = locate(graph, sorted(sites, key=lambda site: site.depth))
-        opset = model.opset_imports[""]
+        opset = self._opset(model)
+        for edit in spec.edits:
+            self._refuse_untyped(found[edit.site])
+        # nothing is changed before this line: a refused graph stays as it was
+        mask = self._mask(graph) if spec.sensor is not None else None
         nodes: list[ir.Node] = []
         open_ = None
-        if spec.sensor is not None:
+        if spec.sensor is not None and mask is not None:
             score_node = self._sensor(model, found[spec.sensor.site].value, spec.sensor, opset)
-            gate_node = self._gate(model, score_node, opset)
+            gate_node = self._gate(model, score_node, mask, opset)
             nodes += [score_node, gate_node]
             open_ = gate_node.outputs[0]
         for edit in spec.edits:
@@ -78,15 +84,44 @@ class InsertGuard:
                 remedy="start from the unguarded export",
             )
 
-    def _sensor(
-        self, model: ir.Model, x: ir.Value, sensor: Sensor, opset: int
-    ) -> ir.Node:
+    def _opset(self, model: ir.Model) -> int:
+        opset = model.opset_imports.get("", 0)
+        if opset < MIN_OPSET:
+            raise UnsupportedError(
+                found=f"opset {opset}",
+                expected=f"opset {MIN_OPSET} or later",
+                where="the decoder graph",
+                remedy="convert the graph with onnx.version_converter, or export it again",
+            )
+        return opset
+
+    def _refuse_untyped(self, found: Found) -> None:
+        if found.value.dtype not in _FLOATS:
+            raise SiteError(
+                found=f"{found.value.name} with dtype {found.value.dtype}",
+                expected="a float dtype on the guarded value",
+                where=f"{found.site} of the decoder graph",
+                remedy="run ONNX shape inference on the graph first",
+            )
+
+    def _mask(self, graph: ir.Graph) -> ir.Value:
+        mask = next((v for v in graph.inputs if v.name == "attention_mask"), None)
+        if mask is None:
+            raise SiteError(
+                found=f"inputs {[v.name for v in graph.inputs][:4]}",
+                expected="an input attention_mask, from which the gate knows the real tokens",
+                where="the decoder graph",
+                remedy="export the decoder with an attention mask, or use the profile always",
+            )
+        return mask
+
+    def _sensor(self, model: ir.Model, x: ir.Value, sensor: Sensor, opset: int) -> ir.Node:
         name = f"GuardbakeSensor_L{sensor.site.layer}_{self.tag}"
         base = f"guardbake/{sensor.site}/{self.tag}"
         arrays = {
             "direction": sensor.direction[:, None],
             "centre": sensor.centre,
-            "threshold": np.float32(sensor.threshold),
+            "threshold": np.array(sensor.threshold, np.float32),
         }
         inputs = [x, *self._register(model, base, arrays)]
         node = self._call(model, sensor_function(name, opset), inputs, f"{base}/sensor")
@@ -97,19 +132,11 @@ class InsertGuard:
         _expose(model, score, SCORE_OUT)
         return node
 
-    def _gate(self, model: ir.Model, score_node: ir.Node, opset: int) -> ir.Node:
+    def _gate(self, model: ir.Model, score_node: ir.Node, mask: ir.Value, opset: int) -> ir.Node:
         graph, score = model.graph, score_node.outputs[0]
-        mask = next((v for v in graph.inputs if v.name == "attention_mask"), None)
-        if mask is None:
-            raise SiteError(
-                found=f"inputs {[v.name for v in graph.inputs][:4]}",
-                expected="an input attention_mask, from which the gate knows the real tokens",
-                where="the decoder graph",
-                remedy="export the decoder with an attention mask, or use the profile always",
-            )
         base = f"guardbake/gate/{self.tag}"
         if self.spec.profile == "sequence":
-            batch = mask.shape[0] if mask.shape is not None else "batch"
+            batch = _tokens_of(mask)[0]
             state = ir.val(STATE_IN, ir.DataType.INT64, [batch])
             graph.inputs.append(state)
             function = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
@@ -127,13 +154,7 @@ class InsertGuard:
     def _edit(
         self, model: ir.Model, y: ir.Value, edit: Edit, open_: ir.Value | None, opset: int
     ) -> ir.Node:
-        if y.dtype is None:
-            raise SiteError(
-                found=f"{y.name} without a dtype",
-                expected="a float dtype on the guarded value",
-                where=f"{edit.site} of the decoder graph",
-                remedy="run ONNX shape inference on the graph first",
-            )
+        assert y.dtype is not None
         users = [use for use in y.uses() if use.node.domain != DOMAIN]
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         base = f"guardbake/{edit.site}/{self.tag}"
@@ -159,7 +180,7 @@ class InsertGuard:
     ) -> list[ir.Value]:
         values = []
         for key, array in arrays.items():
-            tensor = ir.tensor(np.ascontiguousarray(array), name=f"{base}/{key}")
+            tensor = ir.tensor(np.array(array, order="C"), name=f"{base}/{key}")
             value = ir.val(f"{base}/{key}", const_value=tensor)
             model.graph.register_initializer(value)
             values.append(value)
@@ -190,7 +211,7 @@ def _producer(value: ir.Value) -> ir.Node:
 def _tokens_of(value: ir.Value) -> list[int | str | None]:
     """[batch, sequence] as `value` spells them."""
     dims = list(value.shape)[:2] if value.shape is not None else ["batch", "sequence"]
-    return [dim if isinstance(dim, int) else getattr(dim, "value", dim) for dim in dims]
+    return [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in dims]
 
 
 def _describe(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str | None]) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, NoReturn
 
 import onnx_ir as ir
 
-from guardbake.errors import SiteError
+from guardbake.errors import MalformedError, SiteError
 from guardbake.site import Site
 
 How = Literal["our name", "known name", "torch scope"]
@@ -73,7 +73,19 @@ def _refuse(site: Site, found: str) -> NoReturn:
 
 
 def _by_our_name(graph: ir.Graph, site: Site) -> list[ir.Value]:
-    return [v for node in graph for v in node.outputs if v.name == site.onnx_value]
+    exact = [v for node in graph for v in node.outputs if v.name == site.onnx_value]
+    return [_past_bias(value) for value in exact]
+
+
+def _past_bias(product: ir.Value) -> ir.Value:
+    """The projection's output: the product itself, or its sum with a bias where it has one."""
+    users = tuple(product.uses())
+    if len(users) == 1 and users[0].node.op_type == "Add":
+        node = users[0].node
+        other = node.inputs[1 - users[0].idx]
+        if other is not None and other.is_initializer():
+            return node.outputs[0]
+    return product
 
 
 def _by_known_name(graph: ir.Graph, site: Site) -> list[ir.Value]:
@@ -85,15 +97,23 @@ def _by_known_name(graph: ir.Graph, site: Site) -> list[ir.Value]:
 
 def _by_scope(graph: ir.Graph, site: Site) -> list[ir.Value]:
     suffix = f"layers.{site.layer}.mlp"
-    inside = {node for node in graph if _in_scope(node, suffix)}
+    inside = [node for node in graph if _in_scope(node, suffix)]
     return [
         v for node in inside for v in node.outputs if any(u.node not in inside for u in v.uses())
     ]
 
 
 def _in_scope(node: ir.Node, suffix: str) -> bool:
-    text = node.metadata_props.get(SCOPES)
-    scopes = ast.literal_eval(text) if text else []
+    text = node.metadata_props.get(SCOPES, "")
+    try:
+        scopes = ast.literal_eval(text) if text else []
+    except (ValueError, SyntaxError) as error:
+        raise MalformedError(
+            found=f"{SCOPES} = {text[:40]!r}",
+            expected="a list of module names",
+            where=f"node {node.name}",
+            remedy="export the graph again",
+        ) from error
     return any(
         (scope == suffix or scope.endswith(f".{suffix}")) and "vision" not in scope
         for scope in scopes

@@ -5,14 +5,14 @@ Requires: a decoder graph and the spec it should carry. Leaves: the graph as it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 import onnx_ir as ir
 
-from guardbake.errors import IntegrityError
+from guardbake.errors import IntegrityError, SiteError
 from guardbake.passes.functions import (
     DOMAIN,
     edit_function,
@@ -23,6 +23,7 @@ from guardbake.passes.functions import (
 )
 from guardbake.passes.insert import DIGEST_KEY, OPEN_OUT, SCORE_OUT, STATE_IN, STATE_OUT
 from guardbake.passes.locate import locate
+from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Sensor
 
 
@@ -45,27 +46,35 @@ class VerifyGuard:
         return f"VerifyGuard({self.tag})"
 
     def __call__(self, model: ir.Model) -> PresenceReport:
-        spec, opset = self.spec, model.opset_imports[""]
+        spec, opset = self.spec, model.opset_imports.get("", 0)
         if model.metadata_props.get(DIGEST_KEY) != spec.digest:
             self._refuse(
                 f"guard {model.metadata_props.get(DIGEST_KEY, 'none')[:12]}", f"guard {self.tag}"
             )
-        calls = {str(node.name): node for node in model.graph if node.domain == DOMAIN}
-        expected = list(self._expected_nodes())
-        if sorted(calls) != sorted(expected):
-            self._refuse(f"guard nodes {sorted(calls)}", f"guard nodes {sorted(expected)}")
+        nodes = [node for node in model.graph if node.domain == DOMAIN]
+        names, expected = [str(node.name) for node in nodes], list(self._expected_nodes())
+        if sorted(names) != sorted(expected):
+            self._refuse(f"guard nodes {sorted(names)}", f"guard nodes {sorted(expected)}")
+        calls = dict(zip(names, nodes, strict=True))
         opens = self._check_gate(model, calls, opset) if spec.sensor is not None else None
         for edit in spec.edits:
             self._check_edit(model, calls, edit, opens, opset)
         return PresenceReport(tuple(expected))
 
-    def _refuse(self, found: str, expected: str) -> NoReturn:
+    def _refuse(self, found: str, expected: str, cause: SiteError | None = None) -> NoReturn:
         raise IntegrityError(
             found=found,
             expected=expected,
             where=self.where,
             remedy="do not ship this graph: bake it again from the unguarded export",
-        )
+        ) from cause
+
+    def _locate(self, model: ir.Model, site: Site) -> ir.Value:
+        """The site's value. A graph that states the guard's digest had it: its loss is damage."""
+        try:
+            return locate(model.graph, [site])[site].value
+        except SiteError as error:
+            self._refuse(error.found, error.expected, cause=error)
 
     def _expected_nodes(self) -> Iterator[str]:
         if self.spec.sensor is not None:
@@ -83,7 +92,7 @@ class VerifyGuard:
         function = sensor_function(f"GuardbakeSensor_L{sensor.site.layer}_{self.tag}", opset)
         self._check_body(model, sensor_node, function)
         self._check_arrays(sensor_node, base, _sensor_arrays(sensor), skip=1)
-        self._check_reads(sensor_node, 0, locate(model.graph, [sensor.site])[sensor.site].value)
+        self._check_reads(sensor_node, 0, self._locate(model, sensor.site))
         gate = calls[f"guardbake/gate/{self.tag}"]
         wanted = [sensor_node.outputs[0].name, "attention_mask"]
         if self.spec.profile == "sequence":
@@ -95,13 +104,23 @@ class VerifyGuard:
         names = [value.name if value is not None else None for value in gate.inputs]
         if names != wanted:
             self._refuse(f"gate inputs {names}", f"gate inputs {wanted}")
-        outputs = {value.name for value in model.graph.outputs}
-        missing = {SCORE_OUT, OPEN_OUT} - outputs
-        if self.spec.profile == "sequence":
-            missing |= {STATE_OUT} - outputs
-        if missing:
-            self._refuse(f"no graph outputs {sorted(missing)}", "an observable guard")
+        self._check_reads(gate, 0, sensor_node.outputs[0])
+        self._check_fed(gate)
+        self._check_outputs(model, (sensor_node.outputs[0], *gate.outputs))
         return gate.outputs[0]
+
+    def _check_fed(self, gate: ir.Node) -> None:
+        """What the gate knows of the call comes from the caller, and from the caller alone."""
+        for value in gate.inputs[1:]:
+            if value is None or not value.is_graph_input() or value.is_initializer():
+                name = None if value is None else value.name
+                self._refuse(f"{name} computed or preset in the graph", "an input of the graph")
+
+    def _check_outputs(self, model: ir.Model, values: Sequence[ir.Value]) -> None:
+        """Score, open and state are seen outside under their names, as the guard computed them."""
+        for name, value in zip((SCORE_OUT, OPEN_OUT, STATE_OUT), values, strict=False):
+            if value.name != name or not any(out is value for out in model.graph.outputs):
+                self._refuse(f"no graph output {name} of the guard's own", "an observable guard")
 
     def _check_edit(
         self,
@@ -113,18 +132,16 @@ class VerifyGuard:
     ) -> None:
         base = f"guardbake/{edit.site}/{self.tag}"
         node = calls[f"{base}/edit"]
-        y = node.inputs[0]
-        assert y is not None
+        y = self._locate(model, edit.site)
+        self._check_reads(node, 0, y)
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         dtype = y.dtype or ir.DataType.FLOAT
         self._check_body(model, node, edit_function(name, edit, dtype, opens is not None, opset))
         self._check_arrays(node, base, edit_inputs(edit), skip=1 if opens is None else 2)
-        located = locate(model.graph, [edit.site])[edit.site].value
-        self._check_reads(node, 0, located)
         if opens is not None:
             self._check_reads(node, 1, opens)
         for use in y.uses():
-            if use.node.domain != DOMAIN:
+            if use.node not in calls.values():
                 self._refuse(
                     f"{use.node.op_type} {use.node.name} reads the unguarded {y.name}",
                     f"only the guard to read {edit.site}",
@@ -135,8 +152,8 @@ class VerifyGuard:
             self._refuse(f"no path from {node.name} to logits", "the edit to reach the logits")
 
     def _check_reads(self, node: ir.Node, index: int, expected: ir.Value) -> None:
-        if node.inputs[index] is not expected:
-            got = node.inputs[index]
+        got = node.inputs[index] if index < len(node.inputs) else None
+        if got is not expected:
             self._refuse(
                 f"{node.name} reading {got.name if got is not None else None}",
                 f"{node.name} reading {expected.name}",
@@ -152,13 +169,17 @@ class VerifyGuard:
     def _check_arrays(
         self, node: ir.Node, base: str, arrays: dict[str, np.ndarray], skip: int
     ) -> None:
+        if len(node.inputs) != skip + len(arrays):
+            self._refuse(f"{node.name} with {len(node.inputs)} inputs", f"{skip + len(arrays)}")
         for value, (key, array) in zip(node.inputs[skip:], arrays.items(), strict=True):
             tensor = value.const_value if value is not None else None
             if value is None or value.name != f"{base}/{key}" or tensor is None:
                 self._refuse(f"{node.name} without the initialiser {key}", f"{base}/{key}")
             if value.is_graph_input():
                 self._refuse(f"{value.name} as a graph input", "a constant nobody can override")
-            if tensor.numpy().tobytes() != np.ascontiguousarray(array).tobytes():
+            stored = tensor.numpy()
+            same = (stored.dtype, stored.shape) == (array.dtype, array.shape)
+            if not same or stored.tobytes() != np.ascontiguousarray(array).tobytes():
                 self._refuse(f"{value.name} with other numbers", "the numbers of the guard pack")
 
 

@@ -1,0 +1,195 @@
+"""A toy decoder: per layer one FFN (one matrix) and the residual add, as a graph and as numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from guardbake import semantics as law
+from guardbake.passes.insert import InsertGuard
+from guardbake.site import Site
+from guardbake.spec import Edit, GuardSpec
+
+Array = npt.NDArray[np.floating]
+WIDTH, LAYERS = 16, 3
+DTYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+
+
+def our_name(layer: int) -> str:
+    return f"/model/layers.{layer}/mlp/down_proj/MatMul"
+
+
+@dataclass
+class Toy:
+    """model: the graph; weights: one [d, d] a layer, float32; biases: one [d] or None a layer."""
+
+    model: ir.Model
+    weights: list[Array]
+    biases: list[Array | None]
+
+    def node(self, name: str) -> ir.Node:
+        return next(node for node in self.model.graph if node.name == name)
+
+    def value(self, layer: int) -> ir.Value:
+        return self.node(our_name(layer)).outputs[0]
+
+    def law(self, spec: GuardSpec, feeds: dict[str, Array]) -> dict[str, Array]:
+        """What the guarded decoder computes, by `semantics`."""
+        hidden, out = feeds["inputs_embeds"], {}
+        opened = np.ones(hidden.shape[:2], bool)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            y = hidden @ weight + (0 if bias is None else bias)
+            opened = _gate(spec, Site(layer, "ffn_output"), y, feeds, out, opened)
+            for edit in spec.edits:
+                if edit.site.layer == layer:
+                    y = law.gated(y, apply_law(edit, y), opened)
+            hidden = hidden + y
+            opened = _gate(spec, Site(layer, "residual"), hidden, feeds, out, opened)
+        return {"logits": hidden, **out}
+
+
+def _gate(
+    spec: GuardSpec,
+    site: Site,
+    x: Array,
+    feeds: dict[str, Array],
+    out: dict[str, Array],
+    opened: Array,
+) -> Array:
+    sensor = spec.sensor
+    if sensor is None or sensor.site != site:
+        return opened
+    out["guard_score"] = law.score(x, sensor.direction, sensor.centre, sensor.threshold)
+    if spec.profile == "token":
+        out["guard_open"] = law.gate_by_token(out["guard_score"], feeds["attention_mask"])
+    else:
+        out["guard_open"], out["guard_state_out"] = law.gate_by_sequence(
+            out["guard_score"], feeds["attention_mask"], feeds["guard_state"]
+        )
+    return out["guard_open"]
+
+
+def apply_law(edit: Edit, y: Array) -> Array:
+    terms = [law.BranchTerms(b.basis, b.centre, b.strength) for b in edit.branches]
+    if edit.kind == "care":
+        return law.care(y, terms)
+    if edit.kind == "steer":
+        assert edit.push is not None
+        return law.steer(y, edit.push, edit.strength)
+    one = {"project": law.project, "add": law.add}[edit.kind]
+    return one(y, terms[0].basis, terms[0].centre, terms[0].strength)
+
+
+def build_toy(
+    name: Callable[[int], str] = our_name,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    *,
+    bias: bool = False,
+    scopes: bool = False,
+    mask: bool = True,
+    opset: int = 23,
+    scale: float = 0.25,
+) -> Toy:
+    """logits is the last residual. name: the FFN's node; "{name}/output_0" is its output."""
+    rng, numpy_dtype = np.random.default_rng(7), DTYPES[dtype]
+    shape = ["batch", "sequence", WIDTH]
+    hidden = ir.val("inputs_embeds", dtype, shape)
+    inputs = [hidden]
+    if mask:
+        inputs.append(ir.val("attention_mask", ir.DataType.INT64, ["batch", "total"]))
+    nodes: list[ir.Node] = []
+    initializers: list[ir.Value] = []
+    weights: list[Array] = []
+    biases: list[Array | None] = []
+
+    def constant(value: str, array: Array) -> ir.Value:
+        tensor = ir.tensor(array.astype(numpy_dtype), name=value)
+        initializers.append(ir.val(value, const_value=tensor))
+        return initializers[-1]
+
+    def step(op: str, operands: Sequence[ir.Value], called: str) -> ir.Value:
+        node = ir.node(op, operands, name=called)
+        node.outputs[0].name = f"{called}/output_0"
+        node.outputs[0].dtype, node.outputs[0].shape = dtype, ir.Shape(shape)
+        nodes.append(node)
+        return node.outputs[0]
+
+    for layer in range(LAYERS):
+        weights.append((rng.standard_normal((WIDTH, WIDTH)) * scale).astype(numpy_dtype))
+        y = step("MatMul", [hidden, constant(f"w{layer}", weights[-1])], name(layer))
+        biases.append(rng.standard_normal(WIDTH).astype(numpy_dtype) if bias else None)
+        if bias:
+            sums = name(layer).replace("MatMul", "Add")
+            y = step("Add", [constant(f"b{layer}", biases[-1]), y], sums)
+        if scopes:
+            text = f"['', 'model.layers.{layer}', 'model.layers.{layer}.mlp', 'x']"
+            nodes[-1].metadata_props["pkg.torch.onnx.name_scopes"] = text
+        hidden = step("Add", [hidden, y], f"residual_{layer}")
+    logits = step("Identity", [hidden], "head")
+    logits.name = "logits"
+    graph = ir.Graph(
+        inputs, [logits], nodes=nodes, initializers=initializers, opset_imports={"": opset},
+        name="toy",
+    )  # fmt: skip
+    return Toy(ir.Model(graph, ir_version=11), weights, biases)
+
+
+def run_graph(model: ir.Model, feeds: dict[str, Array]) -> dict[str, Array]:
+    """One call in onnxruntime, of a copy that went through the file format and the checker."""
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = {value.name for value in session.get_inputs()}
+    names = [value.name for value in session.get_outputs()]
+    values = session.run(None, {key: feeds[key] for key in sorted(wanted)})
+    return dict(zip(names, values, strict=True))
+
+
+def make_feeds(
+    batch: int = 4, tokens: int = 5, dtype: type[np.floating] = np.float32, seed: int = 0
+) -> dict[str, Array]:
+    """Left padding, right padding, a state of each code."""
+    rng = np.random.default_rng(seed)
+    mask = np.ones((batch, tokens), np.int64)
+    mask[1, :2] = 0
+    mask[2, 3:] = 0
+    return {
+        "inputs_embeds": rng.standard_normal((batch, tokens, WIDTH)).astype(dtype),
+        "attention_mask": mask,
+        "guard_state": np.resize([0, -2, -2, law.OPEN, law.CLOSED], batch).astype(np.int64),
+    }
+
+
+def reloaded(model: ir.Model) -> ir.Model:
+    """The model as a file would give it back."""
+    return ir.from_proto(ir.to_proto(model))
+
+
+def insert(toy: Toy, spec: GuardSpec) -> ir.Model:
+    InsertGuard(spec)(toy.model)
+    return reloaded(toy.model)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What the tests of the passes work with."""
+
+    toy: Callable[..., Toy] = build_toy
+    run: Callable[..., dict[str, Array]] = run_graph
+    feeds: Callable[..., dict[str, Array]] = make_feeds
+    insert: Callable[[Toy, GuardSpec], ir.Model] = insert
+    reloaded: Callable[[ir.Model], ir.Model] = reloaded
+    width: int = WIDTH
+    layers: int = LAYERS
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab()
