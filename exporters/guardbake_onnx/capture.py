@@ -17,6 +17,7 @@ from guardbake.errors import UnsupportedError
 from guardbake.site import Site
 from guardbake.vlm.catalog import Family
 from guardbake.vlm.load import Vlm
+
 from guardbake_onnx import tidy
 from guardbake_onnx.describe import head_dim
 from guardbake_onnx.trace import attention_as, trace

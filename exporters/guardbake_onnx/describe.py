@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from guardbake.vlm.load import Vlm
+
 from guardbake_onnx.description import Description, VisionGeometry
 
 

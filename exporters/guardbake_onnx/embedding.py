@@ -5,12 +5,14 @@ Written by hand, operator by operator, so that it also holds for no image at all
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from guardbake.vlm.load import Vlm
+
 from guardbake_onnx.trace import OPSET
 
 _INT = ir.TensorType(ir.DataType.INT64)
@@ -19,7 +21,8 @@ _INT = ir.TensorType(ir.DataType.INT64)
 def build_embedding(vlm: Vlm) -> ir.Model:
     """input_ids [batch, seq] int64, image_features [features, d] -> inputs_embeds [batch, seq, d].
 
-    The n-th image token of the batch, row by row, gets image_features[n]; there must be as many.
+    The n-th image token of the batch, row by row, gets image_features[n]. Image tokens beyond the
+    features keep their own embedding: an answer may contain one.
     """
     module: Any = vlm.model.get_submodule(vlm.family.embedding)
     table = ir.tensor(module.weight.detach().numpy(), name="model.embed_tokens.weight")
@@ -28,7 +31,7 @@ def build_embedding(vlm: Vlm) -> ir.Model:
 
 def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
     """The graph for an embedding table [V, d]."""
-    width = int(table.numpy().shape[1])
+    rows_of_table, width = table.numpy().shape
     kind = ir.TensorType(table.dtype)
     ids = ir.Value(name="input_ids", shape=ir.Shape(["batch", "seq"]), type=_INT)
     features = ir.Value(name="image_features", shape=ir.Shape(["features", width]), type=kind)
@@ -47,18 +50,24 @@ def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
 
     zero, last = np.array(0, np.int64), constant("last_axis", np.array([-1], np.int64))
     weight = tape.initializer(table, name="model.embed_tokens.weight")
-    is_image = op("Equal", [ids, constant("image_token", np.array(image_token_id, np.int64))])
-    # the image token may lie outside the table: look something else up and replace it below
-    text = op("Where", [is_image, constant("any_token", zero), ids])
-    words = op("Gather", [weight, text], axis=0)
+    image_token = constant("image_token", np.array(image_token_id, np.int64))
+    is_image = op("Equal", [ids, image_token])
+    lookup = ids
+    if image_token_id >= rows_of_table:  # nothing to look up, and always replaced below
+        lookup = op("Where", [is_image, constant("any_token", zero), ids])
+    words = op("Gather", [weight, lookup], axis=0)
     # a row of zeros in front keeps the lookup legal without images; image tokens count from 1
     nothing = constant("no_feature", np.zeros((1, width), table.dtype.numpy()))
     rows = op("Concat", [nothing, features], axis=0)
-    marks = op("Cast", [op("Reshape", [is_image, last])], to=int(ir.DataType.INT64))
-    count = op("CumSum", [marks, constant("token_axis", zero)])
-    place = op("Reshape", [op("Mul", [count, marks]), op("Shape", [ids])])
+    flat = op("Reshape", [is_image, last])
+    count = op("CumSum", [_as_int(op, flat), constant("token_axis", zero)])
+    covered = op("LessOrEqual", [count, op("Shape", [features], start=0, end=1)])
+    replaced = op("And", [flat, covered])
+    shape = op("Shape", [ids])
+    place = op("Reshape", [op("Mul", [count, _as_int(op, replaced)]), shape])
     pictures = op("Gather", [rows, place], axis=0)
-    out = op("Where", [op("Unsqueeze", [is_image, last]), pictures, words])
+    choice = op("Unsqueeze", [op("Reshape", [replaced, shape]), last])
+    out = op("Where", [choice, pictures, words])
     out.name, out.type = "inputs_embeds", kind
     out.shape = ir.Shape(["batch", "seq", width])
     graph = ir.Graph(
@@ -70,3 +79,7 @@ def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
         name="main_graph",
     )
     return ir.Model(graph, ir_version=10, producer_name="guardbake")
+
+
+def _as_int(op: Callable[..., ir.Value], flags: ir.Value) -> ir.Value:
+    return op("Cast", [flags], to=int(ir.DataType.INT64))

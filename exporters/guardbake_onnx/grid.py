@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake.errors import UsageError
+
 from guardbake_onnx.description import VisionGeometry
 
 Array = npt.NDArray[Any]

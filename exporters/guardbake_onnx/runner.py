@@ -10,9 +10,11 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from guardbake.batch import Batch
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.plugins import Trace, first_end
-from guardbake.vlm.tokens import Batch, next_positions, positions
+from guardbake.vlm.tokens import next_positions, positions
+
 from guardbake_onnx.description import Description, read_description
 from guardbake_onnx.grid import vision_inputs
 
@@ -57,7 +59,8 @@ class OnnxRunner:
                 break
             ids = np.asarray(chosen[-1])[:, None].astype(np.int64)
             place = next_positions(decoding.prompt_positions, step)
-            logits.append(decoding.call(self.embed(ids, None), np.ones_like(ids), place)[:, -1])
+            embeds = self._embed(ids, self._no_features())
+            logits.append(decoding.call(embeds, np.ones_like(ids), place)[:, -1])
         tokens = np.stack(chosen, axis=1) if chosen else np.zeros((len(batch.input_ids), 0))
         tokens = tokens.astype(np.int64)
         return decoding.trace(
@@ -76,21 +79,29 @@ class OnnxRunner:
         return np.asarray(session.run(["image_features"], feeds)[0])
 
     def embed(self, input_ids: Array, features: Array | None) -> Array:
-        """inputs_embeds [B, S, d] of input_ids [B, S], image features [N, d] in their places."""
-        session = self._session("embedding")
-        dtype = _DTYPES[session.get_inputs()[1].type]
-        if features is None:
-            features = np.zeros((0, self.description.hidden), dtype)
+        """inputs_embeds [B, S, d] of input_ids [B, S], image features [N, d] in their places.
+
+        Raises UsageError unless there are as many features as image tokens.
+        """
+        given = self._no_features() if features is None else features
         wanted = int((input_ids == self.description.image_token_id).sum())
-        if wanted != len(features):
+        if wanted != len(given):
             raise UsageError(
-                found=f"{len(features)} image features",
+                found=f"{len(given)} image features",
                 expected=f"{wanted}, one for each image token",
                 where="the batch",
                 remedy="collate with the processor of the exported checkpoint",
             )
+        return self._embed(input_ids, given)
+
+    def _embed(self, input_ids: Array, features: Array) -> Array:
+        session = self._session("embedding")
+        dtype = _DTYPES[session.get_inputs()[1].type]
         feeds = {"input_ids": input_ids, "image_features": features.astype(dtype, copy=False)}
         return np.asarray(session.run(["inputs_embeds"], feeds)[0])
+
+    def _no_features(self) -> Array:
+        return np.zeros((0, self.description.hidden), np.float32)
 
     def _prefill(self, decoding: _Decoding, batch: Batch, chunk: int | None, keep: bool) -> Array:
         embeds = self.embed(batch.input_ids, self.features(batch))

@@ -19,6 +19,8 @@ from onnx_ir.passes import common
 
 from guardbake.errors import SiteError
 
+from guardbake_onnx.rotary import fuse_doubled_rotary
+
 _SHAPE_CONSTANT = 8  # elements; the longest shape a graph of ours spells out has 5
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NUMBERED = re.compile(r"([A-Za-z_]\w*)\.(\d+)(?=\.|$)")
@@ -53,6 +55,7 @@ def simplify(model: ir.Model) -> None:
     """Fold small constants, fuse into the standard operators of opset 23, drop what is not used."""
     onnxscript.optimizer.optimize(model)
     onnx_fusions.fuse(model)
+    fuse_doubled_rotary(model)
     common.CommonSubexpressionEliminationPass()(model)
     # shape constants only: equal norm weights of two layers stay two weights
     common.DeduplicateInitializersPass(size_limit=_SHAPE_CONSTANT)(model)

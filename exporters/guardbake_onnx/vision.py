@@ -9,6 +9,7 @@ import torch
 from torch.export import Dim
 
 from guardbake.vlm.load import Vlm
+
 from guardbake_onnx import tidy
 from guardbake_onnx.trace import attention_as, trace
 

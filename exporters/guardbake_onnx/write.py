@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from guardbake.errors import UsageError
+
 from guardbake_onnx.description import FILE_NAME, Description
 
 # bytes; smaller tensors stay in the graph, where a reader and a parser find them at once

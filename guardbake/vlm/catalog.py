@@ -6,6 +6,7 @@ a small module in the exporter.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def families() -> tuple[Family, ...]:
     found = []
     for path in sorted(models_root().glob("*.toml")):
         text = path.read_text(encoding="utf-8")
-        if "[family]" in text:
+        if re.search(r"^\[family\]", text, re.MULTILINE):
             found.append(family_from_toml(text, str(path)))
     return tuple(sorted(found, key=lambda family: family.name))
 
