@@ -114,15 +114,15 @@ def _check_certificate(folder: Path, manifest: Manifest) -> None:
     """The certificate says pass, and says it of this guard and these graphs."""
     path = folder / CERTIFICATE
     value: Any = parse(path.read_bytes(), str(path), _REMEDY)
-    if not isinstance(value, dict) or not isinstance(value.get("subjects"), dict):
-        _amiss("no object `subjects`", "a certificate that says what it is of", path)
+    if not isinstance(value, dict) or not isinstance(value.get("digests"), dict):
+        _amiss("no object `digests`", "a certificate that says what it is of", path)
     if value.get("verdict") != "pass":
         _amiss(f"verdict {value.get('verdict')!r:.40}", 'verdict "pass"', path)
-    subjects = value["subjects"]
+    digests = value["digests"]
     for key, wanted in (("guard", manifest.origins.guard), ("onnx", manifest.onnx)):
-        if subjects.get(key) != wanted:
+        if digests.get(key) != wanted:
             _amiss(
-                f"a certificate of {key} {json.dumps(subjects.get(key)):.120}",
+                f"a certificate of {key} {json.dumps(digests.get(key)):.120}",
                 f"one of {json.dumps(wanted):.120}",
                 path,
             )

@@ -78,7 +78,7 @@ def write_certificate(folder: Path, guard: str, verdict: str = "pass") -> None:
     onnx = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.onnx")
     }
-    content = {"verdict": verdict, "subjects": {"guard": guard, "onnx": onnx}}
+    content = {"verdict": verdict, "digests": {"guard": guard, "onnx": onnx}}
     (folder / "certificate.json").write_text(json.dumps(content, sort_keys=True))
 
 

@@ -205,10 +205,10 @@ def test_a_link_inside(bundle: Path) -> None:
     [
         (lambda c: c.update(verdict="fail"), "verdict 'fail'"),
         (lambda c: c.pop("verdict"), "verdict None"),
-        (lambda c: c.update(subjects=[]), "no object `subjects`"),
-        (lambda c: c["subjects"].update(guard="0" * 64), "a certificate of guard"),
-        (lambda c: c["subjects"]["onnx"].pop("vision.onnx"), "a certificate of onnx"),
-        (lambda c: c["subjects"]["onnx"].update({"decoder.onnx": "0" * 64}), "certificate of onnx"),
+        (lambda c: c.update(digests=[]), "no object `digests`"),
+        (lambda c: c["digests"].update(guard="0" * 64), "a certificate of guard"),
+        (lambda c: c["digests"]["onnx"].pop("vision.onnx"), "a certificate of onnx"),
+        (lambda c: c["digests"]["onnx"].update({"decoder.onnx": "0" * 64}), "certificate of onnx"),
     ],
 )
 def test_a_certificate_of_something_else(
