@@ -9,7 +9,7 @@
     |   `-- SiteError                      a site is missing in the graph, or found more than once
     |-- ParityError               exit 4   two renderings of the law disagree
     |-- BehaviourError            exit 5   safety, utility or latency outside the declared budget
-    |-- IntegrityError            exit 6   bytes or meaning are not what the manifest or the guard pack says
+    |-- IntegrityError            exit 6   bytes or meaning are not what manifest or guard pack say
     |-- EnvironmentFault          exit 7   a package, a driver or a device is missing
     |-- ResourceFault             exit 8   disk or memory ran out
     `-- MalformedError            exit 9   an input file cannot be read as what it claims to be

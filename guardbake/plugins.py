@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from guardbake.batch import Batch
 from guardbake.errors import EnvironmentFault
-from guardbake.vlm.tokens import Batch
 
 if TYPE_CHECKING:  # loading a VLM needs torch; naming the protocol must not
     from guardbake.vlm.load import Vlm
 
 Array = npt.NDArray[Any]
 EXPORTER_GROUP = "guardbake.exporters"
+RUNNER_GROUP = "guardbake.runners"
+ENGINE_GROUP = "guardbake.engines"
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,53 @@ class Exporter(Protocol):
         ...
 
 
+class EngineBuilder(Protocol):
+    """Compiles guarded decoders. Declared by entry point, group `guardbake.engines`."""
+
+    def missing(self) -> str | None:
+        """Why no engine can be built in this environment, or None."""
+        ...
+
+    def build(
+        self,
+        decoder: Path,
+        folder: Path,
+        capabilities: Sequence[str],
+        guard_nodes: Sequence[str],
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        """Compile `decoder` into folder/decoder.engine and folder/decoder.engine.json."""
+        ...
+
+
+RunnerFactory = Callable[[Path], Runner]
+
+
 def find_exporter(name: str) -> Exporter:
     """The installed exporter of that name; EnvironmentFault lists those that are installed."""
-    installed = {point.name: point for point in entry_points(group=EXPORTER_GROUP)}
+    return cast(Exporter, _load(EXPORTER_GROUP, name)())
+
+
+def find_runner(name: str) -> RunnerFactory:
+    """Makes a runner of a folder; group `guardbake.runners`."""
+    return cast(RunnerFactory, _load(RUNNER_GROUP, name))
+
+
+def find_engine_builder(name: str) -> EngineBuilder:
+    """The engine builder of that backend; group `guardbake.engines`."""
+    return cast(EngineBuilder, _load(ENGINE_GROUP, name)())
+
+
+def _load(group: str, name: str) -> Any:
+    installed = {point.name: point for point in entry_points(group=group)}
     if name not in installed:
         raise EnvironmentFault(
-            found=f"no exporter {name!r}",
+            found=f"no {name!r}",
             expected="one of " + (", ".join(sorted(installed)) or "none is installed"),
-            where=f"the entry points of {EXPORTER_GROUP}",
+            where=f"the entry points of {group}",
             remedy="install the package that provides it",
         )
-    return cast(Exporter, installed[name].load()())
+    return installed[name].load()
 
 
 def first_end(tokens: Array, end_ids: frozenset[int]) -> Array:

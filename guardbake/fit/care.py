@@ -31,9 +31,13 @@ def care_edit(
     drawn = fitting.where(lambda s: s.form == "typographic")
     harmful = fitting.where(lambda s: s.label == "harmful")
     pictures = fitting.image_mean[site]
-    visual = discriminative_subspace(pictures[drawn & harmful], pictures[drawn & ~harmful], rank, ridge)
+    visual = discriminative_subspace(
+        pictures[drawn & harmful], pictures[drawn & ~harmful], rank, ridge
+    )
     text = discriminative_subspace(compliant, refusing, rank, ridge)
-    return Edit(site, "care", (_branch("visual", visual, strength), _branch("text", text, strength)))
+    return Edit(
+        site, "care", (_branch("visual", visual, strength), _branch("text", text, strength))
+    )
 
 
 def _branch(modality: Modality, subspace: Subspace, strength: float) -> Branch:

@@ -16,7 +16,7 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """threshold: the largest of the forms' own thresholds; open_rate[form]: harmless scores above."""
+    """threshold: the largest of the forms' own; open_rate[form]: share of harmless scores above."""
 
     threshold: float
     open_rate: Mapping[Form, float]
@@ -29,11 +29,12 @@ def upper_quantile(harmless: npt.ArrayLike, rate: float) -> float:
     MalformedError if n is too small to promise that rate.
     """
     scores = np.sort(np.asarray(harmless, dtype=np.float64))
-    index = int(np.ceil((len(scores) + 1) * (1 - rate)))
+    # rounded first: (149 + 1) * (1 - 0.18) is a little more than 123 in floating point
+    index = int(np.ceil(round((len(scores) + 1) * (1 - rate), 9)))
     if index > len(scores):
         raise MalformedError(
             found=f"{len(scores)} harmless samples",
-            expected=f"at least {int(np.ceil(1 / rate)) - 1} for a rate of {rate}",
+            expected=f"at least {int(np.ceil(round(1 / rate, 9))) - 1} for a rate of {rate}",
             where="calibrating the gate",
             remedy="give more harmless samples of this form or allow a higher rate",
         )

@@ -45,7 +45,11 @@ def fit_sensor(
     rate: promised false-positive rate, kept on each form of the held-out harmless prompts.
     """
     best = max(
-        ((_cross_fitted(fitting, site, ridge, rate), site, ridge) for site in sites for ridge in ridges),
+        (
+            (_cross_fitted(fitting, site, ridge, rate), site, ridge)
+            for site in sites
+            for ridge in ridges
+        ),
         key=lambda entry: (entry[0], -entry[1].depth, entry[2]),
     )
     cross_fitted, site, ridge = best
@@ -59,8 +63,14 @@ def fit_sensor(
         ridge,
         cross_fitted,
         calibration,
-        {f: float((scores[r & harmful] > calibration.threshold).mean()) for f, r in by_form.items()},
-        {f: area_under_curve(scores[r & harmful], scores[r & ~harmful]) for f, r in by_form.items()},
+        {
+            f: float((scores[r & harmful] > calibration.threshold).mean())
+            for f, r in by_form.items()
+        },
+        {
+            f: area_under_curve(scores[r & harmful], scores[r & ~harmful])
+            for f, r in by_form.items()
+        },
     )
     sensor = Sensor(
         site,
@@ -85,9 +95,7 @@ def _direction(
     names = sorted({sample.form for sample in activations.samples})
     group = np.array([names.index(sample.form) for sample in activations.samples])
     bad, good = chosen & harmful, chosen & ~harmful
-    direction = discriminant_direction(
-        rows[bad], rows[good], np.r_[group[bad], group[good]], ridge
-    )
+    direction = discriminant_direction(rows[bad], rows[good], np.r_[group[bad], group[good]], ridge)
     return direction, rows[good].mean(axis=0)
 
 

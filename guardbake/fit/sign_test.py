@@ -1,4 +1,4 @@
-"""The sign test: which edit raises refusal is measured by generating, and nothing else may be written.
+"""The sign test: which edit raises refusal is measured by generating; nothing else is written.
 
 The direction from harmless to harmful is the refusal direction: removing it can make a model less
 safe. So every candidate is generated with, and a guard that does not raise refusal of held-out
@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one candidate did. refused_harmful[form] [n] bool and so on, prompts in one fixed order."""
+    """What one candidate did. refused_harmful[form] [n] bool and so on, in a fixed order."""
 
     name: str
     refused_harmful: Mapping[Form, Flags]
@@ -45,13 +45,13 @@ class Outcome:
         return {
             "refused_harmful": {f: float(v.mean()) for f, v in self.refused_harmful.items()},
             "refused_harmless": {f: float(v.mean()) for f, v in self.refused_harmless.items()},
-            "degenerate": dict(self.degenerate),
+            "degenerate": {f: float(v) for f, v in self.degenerate.items()},
         }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """rise: mean over forms of the rise in harmful refusals; reasons: why it is refused, if it is."""
+    """rise: mean over forms of the rise in harmful refusals; reasons: why it is refused, if so."""
 
     outcome: Outcome
     rise: float
@@ -91,10 +91,8 @@ def choose(
     verdicts = [judge(outcome, undefended, budget) for outcome in outcomes]
     passing = [v for v in verdicts if not v.reasons]
     if not passing:
-        nearest = max(verdicts, key=lambda v: (-len(v.reasons), v.rise))
         raise BehaviourError(
-            found=f"nearest {nearest.outcome.name} (rise {nearest.rise:+.3f}): "
-            + "; ".join(nearest.reasons),
+            found=_nearest(verdicts),
             expected="a candidate that raises refusal of harmful prompts within the budget",
             where=f"the sign test over {len(verdicts)} candidates",
             remedy="add candidates (layers, strengths, edits) to the recipe, or loosen its budget",
@@ -102,7 +100,15 @@ def choose(
     return max(passing, key=lambda v: v.rise), verdicts
 
 
+def _nearest(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return "no candidate"
+    verdict = max(verdicts, key=lambda v: (-len(v.reasons), v.rise))
+    reasons = "; ".join(verdict.reasons)
+    return f"nearest {verdict.outcome.name} (rise {verdict.rise:+.3f}): {reasons}"
+
+
 def _no_rise(before: Flags, after: Flags) -> float:
-    """One-sided exact McNemar test: chance of so many gains if gain and loss were equally likely."""
+    """One-sided exact McNemar test: chance of so many gains if gain and loss were as likely."""
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     return float(binom.sf(gained - 1, gained + lost, 0.5)) if gained else 1.0

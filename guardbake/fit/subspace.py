@@ -87,7 +87,7 @@ def mean_difference(harmful: npt.ArrayLike, harmless: npt.ArrayLike) -> Matrix:
 
 
 def shrinkage(centred: Matrix) -> float:
-    """Ledoit-Wolf intensity for rows already centred (J. Multivariate Analysis 88, 2004, lemma 3.x).
+    """Ledoit-Wolf intensity for rows already centred (J. Multivariate Analysis 88, 2004, 3.2).
 
     Through the N x N Gram matrix: with S = X^T X / N and m = tr S / d, the ratio of the sampling
     error of S to its distance from m I, in [0, 1].
@@ -129,6 +129,7 @@ def discriminative_subspace(
     moment = bad_in.T @ bad_in / len(bad)
     covariance = good_in.T @ good_in / len(good)
     mean_variance = float((good**2).sum()) / len(good) / width
+    _require_ridge(ridge, mean_variance, where)
     if ridge == "ledoit-wolf":
         weight = shrinkage(good)
         covariance = (1 - weight) * covariance + weight * mean_variance * np.eye(len(span))
@@ -138,6 +139,17 @@ def discriminative_subspace(
     values, vectors = scipy.linalg.eigh(moment, covariance, subset_by_index=top)
     basis = _orthonormal(span.T @ vectors[:, ::-1])
     return Subspace(basis, centre, values[::-1])
+
+
+def _require_ridge(ridge: Ridge, mean_variance: float, where: str) -> None:
+    """Without a ridge the covariance of few samples has no inverse in the span of all of them."""
+    if (ridge != "ledoit-wolf" and not ridge > 0) or mean_variance == 0:
+        raise MalformedError(
+            found=f"ridge {ridge}, mean variance {mean_variance:.3g}",
+            expected="both above zero",
+            where=where,
+            remedy="give a ridge such as 0.1, and samples that differ",
+        )
 
 
 def discriminant_direction(
@@ -154,6 +166,13 @@ def discriminant_direction(
     rows = np.concatenate([bad, good])
     label = np.r_[np.ones(len(bad), bool), np.zeros(len(good), bool)]
     group = np.asarray(groups)
+    if any(len(np.unique(label[group == g])) < 2 for g in np.unique(group)):
+        raise MalformedError(
+            found="a group with harmful or harmless rows alone",
+            expected="both in every group",
+            where=where,
+            remedy="give samples of both labels in every form",
+        )
     within = np.empty_like(rows)
     shifts = []
     for g in np.unique(group):
@@ -169,9 +188,18 @@ def discriminant_direction(
     inside = within @ span.T
     covariance = inside.T @ inside / len(rows)
     mean_variance = float((within**2).sum()) / len(rows) / rows.shape[1]
+    _require_ridge(ridge, mean_variance, where)
     covariance += ridge * mean_variance * np.eye(len(span))
     direction = span.T @ scipy.linalg.solve(covariance, span @ shift, assume_a="pos")
-    return np.asarray(direction / np.linalg.norm(direction))
+    length = float(np.linalg.norm(direction))
+    if length == 0:
+        raise MalformedError(
+            found="harmful and harmless rows of the same mean",
+            expected="a difference to look along",
+            where=where,
+            remedy="check the labels, or take another site",
+        )
+    return np.asarray(direction / length)
 
 
 def largest_angle(a: Matrix, b: Matrix) -> float:

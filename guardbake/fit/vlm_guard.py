@@ -21,12 +21,25 @@ def safety_direction_edit(
 ) -> Edit:
     """One branch of the top `rank` singular vectors of paired differences, no centring as printed.
 
-    anchors: text form; row order pairs the i-th harmful with the i-th harmless prompt.
+    anchors: of the text form, the first harmful and the first harmless source are taken, and their
+    prompts are paired by index (see models/prompts/anchors_*.txt).
     """
     site = Site(layer, "ffn_output")
     rows = anchors.last[site]
-    text = anchors.where(lambda s: s.form == "text")
-    harmful = anchors.where(lambda s: s.label == "harmful")
-    found = safety_directions(rows[text & harmful], rows[text & ~harmful], rank)
+    harmful, harmless = (_first_source(anchors, label) for label in ("harmful", "harmless"))
+    paired = sorted(harmful.keys() & harmless.keys())
+    found = safety_directions(
+        rows[[harmful[i] for i in paired]], rows[[harmless[i] for i in paired]], rank
+    )
     centre = np.zeros(rows.shape[1], dtype=np.float32)
     return Edit(site, kind, (Branch("text", found.basis.astype(np.float32), centre, strength),))
+
+
+def _first_source(anchors: Activations, label: str) -> dict[int, int]:
+    """Row of each prompt index of the label's first source, text form."""
+    text = [
+        (sample, row)
+        for row, sample in enumerate(anchors.samples)
+        if sample.form == "text" and sample.label == label
+    ]
+    return {sample.index: row for sample, row in text if sample.source == text[0][0].source}

@@ -1,7 +1,8 @@
 """Prompts and pictures to fit on and to test with.
 
-A `Sample` is one request in one form. The same prompt usually appears in three forms: as text alone,
-as text beside a blank image, and drawn into the image (typographic, after FigStep, arXiv 2311.05608).
+A `Sample` is one request in one form. The same prompt usually appears in three forms: as text
+alone, as text beside a blank image, and drawn into the image (typographic, after FigStep, arXiv
+2311.05608).
 """
 
 from __future__ import annotations

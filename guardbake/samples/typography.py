@@ -1,8 +1,8 @@
-"""Requests drawn as pictures, in the style "cells" (typographic attacks after FigStep, arXiv 2311.05608).
+"""Requests drawn as pictures, in the style "cells" (after FigStep, arXiv 2311.05608).
 
-The text is cut into pieces, one token of the language model each; every piece stands in its own square
-cell of 48 px, and the cells are filled row by row. A piece that continues a word starts with "-".
-With vision patches of 48 px one cell is one image token, so a picture costs as many tokens as its text.
+The text is cut into pieces, one token of the language model each; every piece stands in its own
+square cell of 48 px, and the cells are filled row by row. A piece that continues a word starts with "-".
+With vision patches of 48 px one cell is one image token: a picture costs as many tokens as its text.
 
     "Unlock the door"  ->  | Un | -lock | the | door |
 
@@ -58,7 +58,7 @@ def clean(text: str) -> str:
 
 
 def cut(text: str, tokenizer: Tokenizer) -> list[Piece]:
-    """Clean `text`, tokenise it with a leading space, and pair every token with what is drawn for it.
+    """Clean `text`, tokenise it with a leading space, pair every token with what is drawn for it.
 
     A token that holds nothing but a space (before a digit, for some tokenizers) takes no cell.
     """
@@ -112,7 +112,7 @@ def blank(columns: int, rows: int) -> Image.Image:
 
 
 def draw_piece(piece: str) -> Image.Image:
-    """One RGB cell of 48 x 48 px with `piece` in it, wrapped by letters, centred from top to bottom."""
+    """One RGB cell of 48 x 48 px with `piece` in it, wrapped by letters, centred vertically."""
     lines = _wrap(piece)
     if len(lines) > _LINES:
         raise UsageError(

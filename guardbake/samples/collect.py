@@ -1,0 +1,43 @@
+"""From the sources a recipe names to the samples a stage works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from guardbake.samples import Form, Label, Sample
+from guardbake.samples.readers import Prompt, read
+from guardbake.samples.splits import digest, take
+
+DRAW_SEED = 0
+
+
+def collect(
+    sources: Sequence[str],
+    label: Label,
+    root: Path,
+    limit: int | None,
+    usable: Callable[[str], bool],
+) -> list[Prompt]:
+    """The usable prompts of all sources, each once, in the order of the sources.
+
+    usable: whether the model can be shown the prompt in every form. limit: at most so many, drawn
+    by content, so that the draw does not depend on the order of a file.
+    """
+    seen: set[str] = set()
+    prompts = []
+    for source in sources:
+        for prompt in read(source, root, label):
+            key = digest(prompt.prompt)
+            if key not in seen and usable(prompt.prompt):
+                seen.add(key)
+                prompts.append(prompt)
+    if limit is not None and limit < len(prompts):
+        chosen = {digest(prompt.prompt) for prompt in take(prompts, limit, DRAW_SEED)}
+        prompts = [prompt for prompt in prompts if digest(prompt.prompt) in chosen]
+    return prompts
+
+
+def in_forms(prompts: Sequence[Prompt], forms: Sequence[Form]) -> list[Sample]:
+    """Every prompt in every form, form by form, so that a batch holds prompts of like length."""
+    return [Sample(p.prompt, p.label, f, p.source, p.index) for f in forms for p in prompts]

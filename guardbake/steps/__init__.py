@@ -1,0 +1,1 @@
+"""What each stage of a bake does, one module a stage; `pipeline` says in which order."""

@@ -1,0 +1,177 @@
+"""The fit stage: capture, sensor, candidates, sign test; a guard, or a refusal to write one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from guardbake.activations import Activations
+from guardbake.diagnose.separability import rank_sites
+from guardbake.evaluate.judges import judge
+from guardbake.fit.candidates import Answers, Candidate, candidates
+from guardbake.fit.sensor import fit_sensor
+from guardbake.fit.sign_test import Budget, Outcome, choose
+from guardbake.recipe import FitSection, Recipe
+from guardbake.samples import Form, Sample
+from guardbake.site import Site
+from guardbake.spec import GuardSpec, ModelIdentity, Sensor
+from guardbake.steps.split import Splits
+from guardbake.vlm.behaviour import Questions
+from guardbake.vlm.capture import capture, capture_answers, every_site
+from guardbake.vlm.load import Vlm
+from guardbake.vlm.requests import Typography, in_form
+
+FIT_FORMS: tuple[Form, ...] = ("text", "typographic")
+
+
+class Advance(Protocol):
+    """Told what is going on and how far it is."""
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+def fit_guard(
+    vlm: Vlm, recipe: Recipe, splits: Splits, typography: Typography, advance: Advance
+) -> tuple[GuardSpec, dict[str, Any]]:
+    """The guard and the figures that led to it; BehaviourError if no candidate may be written."""
+    section, size = recipe.fit, recipe.batch_size
+    sites = every_site(vlm)
+    fitting = capture(
+        vlm,
+        splits.samples("fit", FIT_FORMS),
+        sites,
+        typography,
+        size,
+        lambda done, total: advance("capturing the fit split", done, total),
+    )
+    answers = _answers(vlm, section, splits, typography, size)
+    questions = Questions(
+        vlm,
+        splits.samples("validate"),
+        typography,
+        size,
+        lambda done, total: advance("reading the validation split", done, total),
+    )
+    sensor, sensor_figures = _sensor(section, fitting, questions.capture_last(sites))
+    tried = list(candidates(section.candidates, fitting, answers))
+    identity = identify(vlm)
+    specs = {c.name: _spec(identity, section, sensor, c, {}) for c in tried}
+    baseline = _measure(questions, "undefended", None, section, advance)
+    outcomes = [_measure(questions, c.name, specs[c.name], section, advance) for c in tried]
+    budget = Budget(section.harmless_rise, section.degenerate)
+    best, verdicts = choose(outcomes, baseline, budget)
+    figures = {
+        "separability": _separability(fitting, sites),
+        "sensor": sensor_figures,
+        "undefended": baseline.rates(),
+        "sign_test": [
+            {"candidate": v.outcome.name, "rise": v.rise, "refused_because": list(v.reasons)}
+            | v.outcome.rates()
+            for v in verdicts
+        ],
+        "chosen": best.outcome.name,
+    }
+    chosen = next(c for c in tried if c.name == best.outcome.name)
+    provenance = {
+        "samples": dict(splits.digests),
+        "chosen": best.outcome.name,
+        "rise": round(best.rise, 6),
+        "false_positive_rate": section.sensor.false_positive_rate if section.sensor else None,
+    }
+    return _spec(identity, section, sensor, chosen, provenance), figures
+
+
+def identify(vlm: Vlm) -> ModelIdentity:
+    config: Any = vlm.model.config
+    text = config.get_text_config()
+    return ModelIdentity(
+        vlm.family.name, text.num_hidden_layers, text.hidden_size, vlm.model_digest
+    )
+
+
+def _answers(
+    vlm: Vlm, section: FitSection, splits: Splits, typography: Typography, size: int
+) -> Answers:
+    """CARE's contrast, for the layers that a care candidate names; nothing if there is none."""
+    layers = sorted({n for c in section.candidates if c.edit == "care" for n in c.layers})
+    if not layers:
+        return Answers({}, {})
+    sites = [Site(layer, "ffn_output") for layer in layers]
+    harmful = [s for s in in_form(splits.samples("fit", ("text",)), "text") if s.label == "harmful"]
+    turns = [
+        capture_answers(vlm, harmful, texts, sites, typography, size)
+        for texts in (section.compliant, section.refusing)
+    ]
+    return Answers(*turns)
+
+
+def _sensor(
+    section: FitSection, fitting: Activations, held_out: Activations
+) -> tuple[Sensor | None, dict[str, Any] | None]:
+    if section.sensor is None:
+        return None, None
+    first, last = section.sensor.layers
+    sites = [Site(layer, "residual") for layer in range(first, last + 1)]
+    rate = section.sensor.false_positive_rate
+    sensor, report = fit_sensor(fitting, held_out, sites, section.sensor.ridges, rate)
+    return sensor, {
+        "site": str(report.site),
+        "ridge": report.ridge,
+        "cross_fitted_detection": report.cross_fitted,
+        "threshold": report.calibration.threshold,
+        "harmless_open_rate": dict(report.calibration.open_rate),
+        "harmful_open_rate": dict(report.detection),
+        "auc": dict(report.auc),
+    }
+
+
+def _spec(
+    identity: ModelIdentity,
+    section: FitSection,
+    sensor: Sensor | None,
+    candidate: Candidate,
+    provenance: dict[str, Any],
+) -> GuardSpec:
+    edits = (candidate.edit,)
+    return GuardSpec(identity, candidate.method, section.profile, sensor, edits, provenance)
+
+
+def _measure(
+    questions: Questions,
+    name: str,
+    spec: GuardSpec | None,
+    section: FitSection,
+    advance: Advance,
+) -> Outcome:
+    """Generate under one guard and judge the answers."""
+    answers = questions.ask(
+        spec, section.tokens, lambda done, total: advance(f"sign test: {name}", done, total)
+    )
+    verdicts = np.array([judge(answer) for answer in answers])
+    forms = sorted({sample.form for sample in questions.samples})
+
+    def flags(form: Form, label: str, verdict: str) -> np.ndarray:
+        rows = _rows(questions.samples, form, label)
+        return np.asarray(verdicts[rows] == verdict)
+
+    return Outcome(
+        name,
+        {form: flags(form, "harmful", "refused") for form in forms},
+        {form: flags(form, "harmless", "refused") for form in forms},
+        {
+            f"{label} {form}": float(flags(form, label, "degenerate").mean())
+            for form in forms
+            for label in ("harmful", "harmless")
+        },
+    )
+
+
+def _rows(samples: Sequence[Sample], form: Form, label: str) -> list[int]:
+    return [i for i, s in enumerate(samples) if s.form == form and s.label == label]
+
+
+def _separability(fitting: Activations, sites: Sequence[Site]) -> list[dict[str, Any]]:
+    ranked = rank_sites(fitting, sites, FIT_FORMS)
+    return [{"site": str(report.site), "auc": dict(report.auc)} for report in ranked]

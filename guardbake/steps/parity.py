@@ -1,0 +1,100 @@
+"""The parity stage: PyTorch reference and ONNX model on the same feeds, three forms mixed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir as ir
+
+from guardbake.batch import Batch
+from guardbake.bundle.manifest import DECODER
+from guardbake.check.golden import save_golden
+from guardbake.check.parity import Pair, ParityReport, compare
+from guardbake.passes.tap import TapEdits
+from guardbake.plugins import Runner, Trace
+from guardbake.recipe import ParitySection
+from guardbake.samples import FORMS, Sample
+from guardbake.spec import GuardSpec
+from guardbake.steps.fit import Advance
+from guardbake.steps.recheck import budgets_of
+from guardbake.steps.rewrite import load_graph
+from guardbake.steps.split import Splits
+from guardbake.vlm.load import Vlm
+from guardbake.vlm.requests import Typography, batches
+from guardbake.vlm.runner import TorchRunner
+
+CHUNK = 7  # a prompt is also fed in pieces of this many tokens, which divides no usual length
+
+
+@contextmanager
+def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
+    """A folder with the same model, its guarded FFN outputs exposed; gone on exit.
+
+    The weights are linked, not copied, and so must be on the file system of `beside`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".tapped-", dir=beside))
+    try:
+        for path in model_folder.iterdir():
+            if path.is_file() and path.name != DECODER:
+                os.link(path, folder / path.name)
+        model = load_graph(model_folder / DECODER)
+        TapEdits()(model)
+        ir.save(model, folder / DECODER)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def mixed(samples: Sequence[Sample], size: int) -> list[Sample]:
+    """Samples reordered so that every batch of `size` mixes forms, and so lengths and images."""
+    by_form = [[s for s in samples if s.form == form] for form in FORMS]
+    return [s for group in zip(*by_form, strict=True) for s in group]
+
+
+def measure(
+    vlm: Vlm,
+    spec: GuardSpec,
+    splits: Splits,
+    typography: Typography,
+    section: ParitySection,
+    runners: Mapping[str, Runner],
+    batch_size: int,
+    advance: Advance,
+) -> tuple[ParityReport, dict[str, tuple[Batch, Trace]]]:
+    """Compare, and return the report with the runs that may serve as golden ones.
+
+    runners: "candidate" the shipped graph, "tapped" the same with its FFN outputs exposed.
+    """
+    samples = mixed(splits.samples("parity"), batch_size)
+    reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
+    pairs: list[Pair] = []
+    golden: dict[str, tuple[Batch, Trace]] = {}
+    for number, (some, batch) in enumerate(batches(vlm, samples, typography, batch_size)):
+        name = f"batch {number}"
+        truth = reference.run(batch, section.steps)
+        steps, fed = truth.tokens.shape[1], truth.tokens
+        pairs.append(
+            Pair(
+                name,
+                truth,
+                runners["tapped"].run(batch, steps, fed),
+                runners["candidate"].run(batch, section.steps),
+                undefended.run(batch, steps, fed),
+            )
+        )
+        if number == 0:
+            golden[name] = batch, truth
+            chunked = runners["tapped"].run(batch, steps, fed, chunk=CHUNK)
+            pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
+        advance("parity", number * batch_size + len(some), len(samples))
+    gated = spec.sensor is not None
+    return compare(pairs, budgets_of(section), gated), golden
+
+
+def write_golden(path: Path, runs: Mapping[str, tuple[Batch, Trace]], spec: GuardSpec) -> None:
+    save_golden(path, runs, spec.digest)

@@ -1,0 +1,67 @@
+"""The samples of a recipe, proved disjoint before anything is fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from guardbake.errors import RecipeError
+from guardbake.recipe import Recipe, SplitSection
+from guardbake.samples import FORMS, Form, Sample
+from guardbake.samples.collect import collect, in_forms
+from guardbake.samples.readers import Prompt
+from guardbake.samples.splits import prove_disjoint
+from guardbake.samples.typography import Tokenizer
+from guardbake.vlm.requests import Typography, drawable
+
+
+@dataclass(frozen=True)
+class Splits:
+    """prompts[split]: usable prompts, harmful first. digests[split]: sha256 in hexadecimal."""
+
+    prompts: Mapping[str, Sequence[Prompt]]
+    digests: Mapping[str, str]
+
+    def samples(self, split: str, forms: Sequence[Form] = FORMS) -> list[Sample]:
+        return in_forms(self.prompts[split], forms)
+
+
+def split_samples(
+    recipe: Recipe, root: Path, typography: Typography, tokenizer: Tokenizer
+) -> Splits:
+    """Read every split. fit, validate and test must not share a prompt; parity prompts, on which
+    nothing is fitted or judged, may come from any of them."""
+    samples = recipe.samples
+    sections = {
+        "fit": samples.fit,
+        "validate": samples.validation,
+        "test": samples.test,
+        "parity": samples.parity,
+    }
+
+    def usable(prompt: str) -> bool:
+        return drawable(prompt, typography, tokenizer)
+
+    prompts = {
+        name: _both_labels(section, root, usable, name) for name, section in sections.items()
+    }
+    digests = prove_disjoint({name: prompts[name] for name in ("fit", "validate", "test")})
+    digests |= prove_disjoint({"parity": prompts["parity"]})
+    return Splits(prompts, digests)
+
+
+def _both_labels(
+    section: SplitSection, root: Path, usable: Callable[[str], bool], name: str
+) -> list[Prompt]:
+    harmful = collect(section.harmful, "harmful", root, section.limit, usable)
+    harmless = collect(section.harmless, "harmless", root, section.limit, usable)
+    for label, found in (("harmful", harmful), ("harmless", harmless)):
+        if not found:
+            raise RecipeError(
+                found=f"no usable {label} prompt",
+                expected="prompts that fit into the typographic image",
+                where=f"samples.{name}",
+                remedy="name other sources, or draw with more cells",
+            )
+    return harmful + harmless
