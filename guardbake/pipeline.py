@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from guardbake.artifact import load_guard, save_guard
 from guardbake.bundle.canonical import JSON
+from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
@@ -338,12 +338,9 @@ def _publish(work: Bake, spec: GuardSpec, files: dict[str, Path], engine: Path |
 @contextmanager
 def _together(guarded: Path, exported: Path, beside: Path) -> Iterator[Path]:
     """A folder that looks like the bundle: the guarded graph with the export's files, linked."""
-    folder = Path(tempfile.mkdtemp(prefix=".model-", dir=beside))
-    try:
+    with partial_folder(beside / "model") as folder:
         for path in exported.iterdir():
             if path.name != DECODER:
                 os.link(path, folder / path.name)
         shutil.copyfile(guarded / DECODER, folder / DECODER)
         yield folder
-    finally:
-        shutil.rmtree(folder)

@@ -65,7 +65,8 @@ class Pair:
     """One batch run three times on the same feeds.
 
     reference: PyTorch, greedy. forced: the candidate fed the reference's tokens. free: the
-    candidate greedy, or None if not run. undefended: PyTorch without the guard, fed the reference's tokens.
+    candidate greedy, or None if not run. undefended: PyTorch without the guard, fed the
+    reference's tokens, or None if not run.
     """
 
     name: str
@@ -270,8 +271,10 @@ def _count(quantity: str, flips: Sequence[_Flips], number: int) -> Comparison:
 
 
 def _told_apart(pairs: Sequence[Pair], budgets: Budgets) -> Comparison:
-    """How blind the test is: guarded and unguarded logits must differ by TOLD_APART budgets or more.
-    Stated as the shortfall, so that 0 passes."""
+    """How blind the test is: guarded and unguarded logits must be TOLD_APART budgets apart.
+
+    Stated as the shortfall, so that 0 passes.
+    """
     gaps = [
         _gap(pair.reference.step_logits, pair.undefended.step_logits).max()
         for pair in pairs

@@ -55,7 +55,8 @@ def rank_sites(
     """
     fold = folds(activations, fold_count)
     harmful = activations.where(lambda s: s.label == "harmful")
-    text = activations.where(lambda s: s.form == "text")
+    in_form = {f: np.array([s.form == f for s in activations.samples]) for f in (*forms, "text")}
+    text = in_form["text"]
     reports = []
     for site in sites:
         rows = activations.last[site].astype(np.float64)
@@ -66,8 +67,7 @@ def rank_sites(
             scores[fold == held] = rows[fold == held] @ push / np.linalg.norm(push)
         auc = {
             form: area_under_curve(
-                scores[harmful & activations.where(lambda s, f=form: s.form == f)],
-                scores[~harmful & activations.where(lambda s, f=form: s.form == f)],
+                scores[harmful & in_form[form]], scores[~harmful & in_form[form]]
             )
             for form in forms
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from guardbake.activations import Activations, Rows
 from guardbake.fit.care import care_edit
@@ -66,5 +67,5 @@ def _edit(
             strength,
             section.ridge,
         )
-    kind = "project" if section.edit == "remove" else "add"
+    kind: Literal["project", "add"] = "project" if section.edit == "remove" else "add"
     return safety_direction_edit(fitting, layer, section.rank, kind, strength)

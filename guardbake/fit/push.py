@@ -1,8 +1,8 @@
 """The gated push: add the mean difference of harmful and harmless prompts (METHODS 3 and 8).
 
 Towards "harmful" is towards refusing: the direction in which an aligned model moves when it is
-asked for something harmful. The push is fitted on the residual after a layer and added at that layer's
-FFN output, which is the same edit.
+asked for something harmful. The push is fitted on the residual after a layer and added at that
+layer's FFN output, which is the same edit.
 """
 
 from __future__ import annotations

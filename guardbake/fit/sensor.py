@@ -83,7 +83,7 @@ def fit_sensor(
 
 def _forms(activations: Activations) -> dict[Form, npt.NDArray[np.bool_]]:
     present = sorted({sample.form for sample in activations.samples})
-    return {form: activations.where(lambda s, f=form: s.form == f) for form in present}
+    return {form: np.array([s.form == form for s in activations.samples]) for form in present}
 
 
 def _direction(

@@ -98,7 +98,9 @@ def shrinkage(centred: Matrix) -> float:
     square = float((gram**2).sum()) / count**2
     distance = square - trace**2 / width
     sampling = (float((np.diag(gram) ** 2).sum()) / count - square) / count
-    return float(np.clip(sampling / distance, 0.0, 1.0)) if distance > 0 else 1.0
+    if distance <= 1e-12 * square:  # S is a multiple of I up to rounding: nothing to shrink
+        return 1.0
+    return float(np.clip(sampling / distance, 0.0, 1.0))
 
 
 def discriminative_subspace(

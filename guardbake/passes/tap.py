@@ -23,10 +23,10 @@ class TapEdits:
         for node in list(model.graph):
             if node.domain == DOMAIN and str(node.name).endswith("/edit"):
                 name = f"edited/{node.metadata_props[SITE_KEY]}"
-                copy = ir.node("Identity", [node.outputs[0]], name=name)
+                edited = node.outputs[0]
+                copy = ir.node("Identity", [edited], name=name)
                 copy.outputs[0].name = name
-                copy.outputs[0].dtype = node.outputs[0].dtype
-                copy.outputs[0].shape = node.outputs[0].shape
+                copy.outputs[0].type, copy.outputs[0].shape = edited.type, edited.shape
                 model.graph.insert_after(node, copy)
                 model.graph.outputs.append(copy.outputs[0])
                 names.append(name)

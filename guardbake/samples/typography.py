@@ -1,8 +1,9 @@
 """Requests drawn as pictures, in the style "cells" (after FigStep, arXiv 2311.05608).
 
 The text is cut into pieces, one token of the language model each; every piece stands in its own
-square cell of 48 px, and the cells are filled row by row. A piece that continues a word starts with "-".
-With vision patches of 48 px one cell is one image token: a picture costs as many tokens as its text.
+square cell of 48 px, and the cells are filled row by row. A piece that continues a word starts
+with "-". With vision patches of 48 px one cell is one image token: a picture costs as many tokens
+as its text.
 
     "Unlock the door"  ->  | Un | -lock | the | door |
 

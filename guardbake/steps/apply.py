@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guardbake.artifact import load_guard, require_model, save_guard
-from guardbake.bundle.folders import flush, partial_folder, refuse_existing
+from guardbake.bundle.folders import new_folder, refuse_existing
 from guardbake.bundle.manifest import DECODER, GUARD
 from guardbake.bundle.publish import share_weights
 from guardbake.errors import UsageError
@@ -25,7 +25,7 @@ def apply_guard(
     another model, UsageError if `out` exists. `out` appears whole or not at all; `source` is only
     read, though with "link" its weights become hard links (see `share_weights`).
     """
-    refuse_existing(out)
+    refuse_existing(out)  # before any work; new_folder looks again
     if not (source / DECODER).is_file():
         raise UsageError(
             found=f"no {DECODER}",
@@ -37,13 +37,10 @@ def apply_guard(
     if (source / DESCRIPTION).is_file():  # written by our exporter; foreign folders have none
         digest = read_record(source / DESCRIPTION).get("model_digest")
         require_model(spec, str(digest), str(source))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(out) as folder:
+    with new_folder(out) as folder:
         inserted = rewrite(source / DECODER, spec, folder / DECODER)
         for path in sorted(source.iterdir()):
             if path.is_file() and path.name != DECODER:
                 share_weights(path, folder / path.name, weights)
         save_guard(spec, folder / GUARD)
-        flush(folder)
-        folder.rename(out)
     return inserted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from functools import partial
 from typing import Any
 
 from guardbake.evaluate.judges import judge
@@ -34,7 +36,7 @@ def measure(
         lambda done, total: advance("reading the test split", done, total),
     )
     plain, guarded = (
-        questions.ask(which, section.tokens, lambda d, t, n=name: advance(n, d, t))
+        questions.ask(which, section.tokens, partial(advance, name))
         for which, name in ((None, "answering unguarded"), (spec, "answering guarded"))
     )
     return [

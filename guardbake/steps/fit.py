@@ -14,7 +14,7 @@ from guardbake.fit.candidates import Answers, Candidate, candidates
 from guardbake.fit.sensor import fit_sensor
 from guardbake.fit.sign_test import Budget, Outcome, choose
 from guardbake.recipe import FitSection, Recipe
-from guardbake.samples import Form, Sample
+from guardbake.samples import FORMS, Form, Sample
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity, Sensor
 from guardbake.steps.split import Splits
@@ -150,7 +150,7 @@ def _measure(
         spec, section.tokens, lambda done, total: advance(f"sign test: {name}", done, total)
     )
     verdicts = np.array([judge(answer) for answer in answers])
-    forms = sorted({sample.form for sample in questions.samples})
+    forms = [form for form in FORMS if any(s.form == form for s in questions.samples)]
 
     def flags(form: Form, label: str, verdict: str) -> np.ndarray:
         rows = _rows(questions.samples, form, label)

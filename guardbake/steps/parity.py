@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from guardbake.batch import Batch
+from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import DECODER
 from guardbake.check.golden import save_golden
 from guardbake.check.parity import Pair, ParityReport, compare
@@ -37,8 +36,7 @@ def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
 
     The weights are linked, not copied, and so must be on the file system of `beside`.
     """
-    folder = Path(tempfile.mkdtemp(prefix=".tapped-", dir=beside))
-    try:
+    with partial_folder(beside / "tapped") as folder:
         for path in model_folder.iterdir():
             if path.is_file() and path.name != DECODER:
                 os.link(path, folder / path.name)
@@ -46,8 +44,6 @@ def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
         TapEdits()(model)
         ir.save(model, folder / DECODER)
         yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def mixed(samples: Sequence[Sample], size: int) -> list[Sample]:

@@ -7,6 +7,8 @@ filled once and every guard goes on from there: the same answers for a fraction 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -71,7 +73,7 @@ class Questions:
         for session in self._sessions:
             columns = session.prompt.mask.shape[1]
             session.rewind(columns - 1, None)
-            seen = recorded(self._vlm, sites, lambda s=session, c=columns: s.feed(c))
+            seen = recorded(self._vlm, sites, partial(session.feed, columns))
             for site, tensor in seen.items():
                 last[site].append(tensor[:, -1].numpy())
         rows = {site: np.concatenate(parts) for site, parts in last.items()}

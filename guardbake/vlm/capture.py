@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def capture_answers(
         session = Session(vlm, prepare(vlm, batch), None)
         session.feed(batch.input_ids.shape[1])
         chosen = table[[(done + row) % len(table) for row in range(len(some))]]
-        for site, tensor in recorded(vlm, sites, lambda s=session, c=chosen: s.step(c)).items():
+        for site, tensor in recorded(vlm, sites, partial(session.step, chosen)).items():
             rows[site].append(tensor.mean(1).numpy())
         done += len(some)
     return {site: np.concatenate(parts) for site, parts in rows.items()}

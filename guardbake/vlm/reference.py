@@ -115,14 +115,15 @@ class _EditTensors:
         """The edit with the gate open, y [B, S, d] float32."""
         if self.push is not None:
             return y + edit.strength * self.push
-        removed = [alpha * ((y - mu) @ q) @ q.T for q, mu, alpha in self.branches]
+        removed: list[Tensor] = [alpha * ((y - mu) @ q) @ q.T for q, mu, alpha in self.branches]
         if edit.kind == "project":
             return y - removed[0]
         if edit.kind == "add":
             return y + removed[0]
-        sizes = [part.norm(dim=-1, keepdim=True) for part in removed]
+        sizes = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in removed]
         total = sizes[0] + sizes[1] + EPS
-        return y - (sizes[0] / total) * removed[0] - (sizes[1] / total) * removed[1]
+        weighted: Tensor = (sizes[0] / total) * removed[0] + (sizes[1] / total) * removed[1]
+        return y - weighted
 
 
 @contextmanager
