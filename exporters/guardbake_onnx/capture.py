@@ -36,14 +36,7 @@ def capture_decoder(vlm: Vlm) -> ir.Model:
     """
     decoder: Any = vlm.model.get_submodule(vlm.family.decoder)
     config = decoder.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise UnsupportedError(
-            found=f"layers of {sorted(kinds)}",
-            expected="full attention in every layer",
-            where="the text configuration",
-            remedy="turn the sliding window off, or export with another tool",
-        )
+    _check_decoder(decoder)
     wrapper = _Decoder(decoder, vlm.model.get_submodule(vlm.family.head))
     inputs, dynamic = _example(config, vlm.model.dtype, vlm.family)
     with attention_as(config, "guardbake_grouped", _grouped_attention):
@@ -68,6 +61,25 @@ def finish_decoder(model: ir.Model, layers: int, family: Family) -> ir.Model:
     tidy.name_by_module(model, _ROOTS, names)
     tidy.strip_metadata(model)
     return model
+
+
+def _check_decoder(decoder: Any) -> None:
+    kind = type(decoder).__name__
+    if kind not in _MASKS:
+        raise UnsupportedError(
+            found=f"a text model {kind}",
+            expected=f"one of {sorted(_MASKS)}",
+            where="the checkpoint",
+            remedy="export with another tool and use guardbake apply",
+        )
+    layers = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if layers != {"full_attention"}:
+        raise UnsupportedError(
+            found=f"layers of {sorted(layers)}",
+            expected="full attention in every layer",
+            where="the text configuration",
+            remedy="turn the sliding window off, or export with another tool",
+        )
 
 
 class _Decoder(torch.nn.Module):

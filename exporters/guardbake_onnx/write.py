@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from guardbake.errors import UsageError
+from guardbake.errors import ResourceFault, UsageError
 
 from guardbake_onnx.description import FILE_NAME, Description
 
@@ -21,7 +22,8 @@ def write_model(graphs: Mapping[str, ir.Model], description: Description, folder
     """Write <name>.onnx and <name>.onnx.data for each graph, and model.json, into a new folder.
 
     The bytes depend on the arguments alone. Everything is written beside the folder first and
-    renamed at the end; a failure leaves nothing. Raises UsageError if the folder exists.
+    renamed at the end; a failure leaves nothing. Raises UsageError if the folder exists,
+    ResourceFault if the disk is full.
     """
     if folder.exists():
         raise UsageError(
@@ -32,6 +34,7 @@ def write_model(graphs: Mapping[str, ir.Model], description: Description, folder
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
     partial.mkdir()
     try:
         for name, model in sorted(graphs.items()):
@@ -40,6 +43,15 @@ def write_model(graphs: Mapping[str, ir.Model], description: Description, folder
         for path in partial.iterdir():
             _flush(path)
         partial.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceFault(
+            found=str(error),
+            expected="room for the model",
+            where=str(folder.parent),
+            remedy="free some space, or choose another disk",
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from guardbake.errors import MalformedError, SiteError, UnsupportedError, UsageError
+from guardbake.errors import MalformedError, ResourceFault, SiteError, UnsupportedError, UsageError
 from guardbake.site import Site
 
-from guardbake_onnx import OnnxExporter, tidy
+from guardbake_onnx import OnnxExporter, tidy, write
 from guardbake_onnx.capture import capture_decoder
 from guardbake_onnx.description import read_description
 from guardbake_onnx.embedding import build_embedding
@@ -138,6 +139,20 @@ def test_a_failure_while_writing_leaves_nothing(exported: Exported, tmp_path: Pa
             exported.runner.description,
             tmp_path / "out",
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_as_such(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: ir.Model, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "write_graph", full)
+    graphs = {"decoder": ir.load(exported.folder / "decoder.onnx")}
+    with pytest.raises(ResourceFault, match="No space left"):
+        write_model(graphs, exported.runner.description, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

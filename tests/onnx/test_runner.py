@@ -16,12 +16,14 @@ from PIL import Image
 from guardbake.batch import Batch
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.plugins import Trace
-from guardbake.vlm.tokens import collate
+from guardbake.vlm.tokens import collate, positions
 
+from guardbake_onnx import runner
 from guardbake_onnx.runner import OnnxRunner, open_session
 from tests.onnx.conftest import Exported, largest_difference
 
-# fp32 on both sides; the largest difference seen was 2e-6, and 0.02 with the mask left out
+# fp32 on both sides. The largest difference seen was 3e-5, where logits reach 11; there torch in
+# fp32 is itself 3.6e-5 away from torch in fp64, and onnxruntime 1.4e-5.
 LOGITS = 1e-4
 STEPS = 9
 
@@ -85,6 +87,32 @@ def test_logits_equal_transformers_on_a_mixed_left_padded_batch(
     assert largest_difference(trace.step_logits, steps) <= LOGITS
     # the tolerance can tell: other rows' logits are further away than it by far
     assert largest_difference(trace.step_logits, np.roll(steps, 1, axis=0)) > 100 * LOGITS
+
+
+def test_unmasked_padding_would_be_seen(
+    exported: Exported, mixed_batch: Batch, forced: Any, trace: Trace
+) -> None:
+    """A planted fault: padding taken for tokens."""
+    faulty = dataclasses.replace(
+        mixed_batch, attention_mask=np.ones_like(mixed_batch.attention_mask)
+    )
+    seen = exported.runner.run(faulty, STEPS, forced_tokens=forced)
+    padded = mixed_batch.prompt_lengths < mixed_batch.input_ids.shape[1]
+    assert largest_difference(seen.step_logits[padded], trace.step_logits[padded]) > 100 * LOGITS
+    assert largest_difference(seen.step_logits[~padded], trace.step_logits[~padded]) <= LOGITS
+
+
+def test_wrong_positions_would_be_seen(
+    exported: Exported,
+    mixed_batch: Batch,
+    forced: Any,
+    trace: Trace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A planted fault: positions that do not count, which only makes answers quietly worse."""
+    monkeypatch.setattr(runner, "positions", lambda *args, **named: positions(*args, **named) // 2)
+    seen = exported.runner.run(mixed_batch, STEPS, forced_tokens=forced)
+    assert largest_difference(seen.step_logits, trace.step_logits) > 10 * LOGITS
 
 
 def test_padding_is_finite_too(trace: Trace) -> None:
