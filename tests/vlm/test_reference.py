@@ -1,0 +1,270 @@
+"""The PyTorch reference against the law, on what the tiny model really computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from guardbake import semantics as law
+from guardbake.site import Site
+from guardbake.spec import Edit, GuardSpec
+from guardbake.vlm.catalog import models_root
+from guardbake.vlm.load import Vlm, load_vlm
+from guardbake.vlm.reference import TorchGuard, on_site
+
+KINDS = ("care", "project", "add", "steer")
+PROFILES = ("always", "token", "sequence")
+WIDTH, LAYERS = 128, 6
+SHAPE = {"width": WIDTH, "layers": LAYERS, "sensor": Site(1, "residual"), "edits": (2, 4)}
+# The same numbers in torch and in numpy, in another order of summation: d products of numbers up
+# to `scale`, each with a relative error of 2**-24, and some margin for the norms and the fusion.
+NOISE = 4 * WIDTH * 2**-24
+
+
+@pytest.fixture(scope="module")
+def vlm() -> Vlm:
+    return load_vlm(str(models_root() / "tiny-llava"))
+
+
+@pytest.fixture
+def layers(vlm: Vlm) -> nn.ModuleList:
+    found = vlm.model.get_submodule(vlm.family.layers)
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind(vlm: Vlm) -> Iterator[None]:
+    """After every test of this file no module of the model has a hook."""
+    yield
+    assert hooks(vlm.model) == 0
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def inputs(batch: int = 4, tokens: int = 9) -> tuple[Tensor, Tensor]:
+    """Token ids and a mask with two left-padded rows."""
+    ids = torch.randint(5, 100, (batch, tokens), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    mask[2, :1] = 0
+    return ids, mask
+
+
+def forward(vlm: Vlm, guard: TorchGuard | None = None) -> dict[Site, np.ndarray]:
+    """One call; every site as the model computed it, before the guard changed it."""
+    ids, mask = inputs()
+    seen: dict[Site, np.ndarray] = {}
+
+    def keep(site: Site) -> Any:
+        def see(tensor: Tensor) -> None:
+            seen[site] = tensor.numpy().copy()
+
+        return see
+
+    layers: Any = vlm.model.get_submodule(vlm.family.layers)
+    with torch.no_grad(), ExitStack() as stack:
+        for layer in range(LAYERS):
+            for boundary in ("ffn_output", "residual"):
+                site = Site(layer, "residual" if boundary == "residual" else "ffn_output")
+                stack.enter_context(on_site(layers, vlm.family.feed_forward, site, keep(site)))
+        if guard is not None:
+            guard.attention_mask = mask
+            stack.enter_context(guard.installed(layers, vlm.family.feed_forward))
+        decoder = vlm.model.get_submodule(vlm.family.decoder)
+        out = decoder(input_ids=ids, attention_mask=mask)
+    seen[Site(99, "residual")] = out.last_hidden_state.numpy().copy()
+    return seen
+
+
+def open_by_law(spec: GuardSpec, seen: dict[Site, np.ndarray]) -> tuple[Any, Any, Any]:
+    mask = inputs()[1].numpy()
+    if spec.sensor is None:
+        return None, np.ones(mask.shape, bool), None
+    sensor = spec.sensor
+    score = law.score(seen[sensor.site], sensor.direction, sensor.centre, sensor.threshold)
+    if spec.profile == "token":
+        return score, law.gate_by_token(score, mask), None
+    return score, *law.gate_by_sequence(score, mask, -mask.sum(1))
+
+
+def edit_by_law(edit: Edit, y: np.ndarray) -> np.ndarray:
+    terms = [law.BranchTerms(b.basis, b.centre, b.strength) for b in edit.branches]
+    if edit.kind == "care":
+        return law.care(y, terms)
+    if edit.kind == "steer":
+        assert edit.push is not None
+        return law.steer(y, edit.push, edit.strength)
+    one = {"project": law.project, "add": law.add}[edit.kind]
+    return one(y, terms[0].basis, terms[0].centre, terms[0].strength)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_reference_computes_the_law(vlm: Vlm, guard: Any, profile: str, kind: str) -> None:
+    spec = guard(profile, kind, strength=0.7, threshold=0.0, **SHAPE)
+    reference = TorchGuard(spec, -inputs()[1].sum(1))
+    seen = forward(vlm, reference)
+    score, opened, state = open_by_law(spec, seen)
+    scale = max(1.0, *(float(np.abs(array).max()) for array in seen.values()))
+    if score is None:
+        assert reference.score is None
+    else:
+        assert reference.score is not None
+        assert reference.open is not None
+        assert np.abs(reference.score.numpy() - score).max() < NOISE * scale
+        assert (reference.open.numpy() == opened).all()
+        assert 0 < opened.sum() < opened.size
+    if state is not None:
+        assert reference.state.tolist() == state.tolist()
+    for edit in spec.edits:
+        y = seen[edit.site]
+        expected = law.gated(y, edit_by_law(edit, y), opened)
+        got = reference.edited[edit.site].numpy()
+        assert np.abs(got - expected).max() < NOISE * scale
+        assert np.abs(expected - y).max() > 1e3 * NOISE * scale  # the edit is no noise
+        assert (got[~opened] == y[~opened]).all()
+
+
+def test_the_model_goes_on_from_the_edited_tensor(vlm: Vlm, guard: Any) -> None:
+    spec = guard("always", "steer", **SHAPE)
+    reference = TorchGuard(spec, torch.zeros(4, dtype=torch.long))
+    plain, guarded = forward(vlm), forward(vlm, reference)
+    first = Site(2, "ffn_output")
+    assert (plain[first] == guarded[first]).all()  # nothing before the first edit changes
+    assert np.abs(plain[Site(3, "ffn_output")] - guarded[Site(3, "ffn_output")]).max() > 0.01
+    moved = guarded[Site(2, "residual")] - plain[Site(2, "residual")]
+    push = spec.edits[0].push
+    assert push is not None
+    assert np.abs(moved - push).max() < NOISE * max(1.0, np.abs(plain[Site(2, "residual")]).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("profile", ["token", "sequence"])
+def test_closed_is_the_undefended_model_bit_for_bit(
+    vlm: Vlm, guard: Any, profile: str, kind: str
+) -> None:
+    spec = guard(profile, kind, threshold=1e30, strength=4.5, **SHAPE)
+    reference = TorchGuard(spec, -inputs()[1].sum(1))
+    plain, guarded = forward(vlm), forward(vlm, reference)
+    assert all(guarded[site].tobytes() == plain[site].tobytes() for site in plain)
+    if profile == "sequence":
+        assert reference.state.tolist() == [law.CLOSED] * 4
+
+
+def test_hooks_are_there_inside_and_gone_after(vlm: Vlm, layers: nn.ModuleList, guard: Any) -> None:
+    spec = guard("sequence", "care", **SHAPE)
+    with TorchGuard(spec, torch.zeros(1)).installed(layers, vlm.family.feed_forward):
+        assert hooks(vlm.model) == 3
+    assert hooks(vlm.model) == 0
+
+
+def test_hooks_are_gone_after_an_error(vlm: Vlm, layers: nn.ModuleList, guard: Any) -> None:
+    reference = TorchGuard(guard("sequence", "care", **SHAPE), torch.zeros(1))
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        reference.installed(layers, vlm.family.feed_forward),
+    ):
+        raise RuntimeError("stop")
+    assert hooks(vlm.model) == 0
+
+
+# ---- the gate, fed with scores
+
+
+def plain_sensor(guard: Any, profile: str) -> GuardSpec:
+    """A sensor whose score is the first number of a token."""
+    spec = guard(profile, "steer", width=2)
+    one, none = np.array([1, 0], np.float32), np.zeros(2, np.float32)
+    return replace(spec, sensor=replace(spec.sensor, direction=one, centre=none, threshold=0.0))
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """(scores [B, T], mask [B, T] with any padding left and right, state [B], call ends)."""
+    batch, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    value = st.sampled_from([-2.0, 0.0, 1.0, np.nan, np.inf])
+    scores = np.array([[draw(value) for _ in range(tokens)] for _ in range(batch)])
+    mask = np.ones((batch, tokens), np.int64)
+    for row in mask:
+        row[: draw(st.integers(0, tokens))] = 0
+        row[tokens - draw(st.integers(0, 2)) :] = 0
+    state = np.array([draw(st.integers(-8, 2)) for _ in range(batch)], np.int64)
+    cuts = draw(st.sets(st.integers(1, tokens), max_size=4))
+    return scores.astype(np.float32), mask, state, sorted(cuts | {tokens})
+
+
+@given(calls())
+@settings(max_examples=25)
+@pytest.mark.parametrize("profile", ["token", "sequence"])
+def test_the_gate_is_the_law_s(
+    guard: Any, profile: str, case: tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]
+) -> None:
+    scores, mask, state, stops = case
+    reference = TorchGuard(plain_sensor(guard, profile), torch.from_numpy(state.copy()))
+    start = 0
+    for stop in stops:
+        part, so_far = scores[:, start:stop], mask[:, :stop]
+        reference.attention_mask = torch.from_numpy(so_far)
+        x = np.stack([part, np.zeros_like(part)], axis=-1)
+        reference.sense(torch.from_numpy(x))
+        if profile == "token":
+            expected = law.gate_by_token(part, so_far)
+        else:
+            expected, state = law.gate_by_sequence(part, so_far, state)
+            assert reference.state.tolist() == state.tolist()
+        assert reference.open is not None
+        assert reference.open.tolist() == expected.tolist()
+        start = stop
+
+
+# ---- other dtypes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_is_edited_in_float32(guard: Any, dtype: torch.dtype) -> None:
+    spec = guard("always", "care", edits=(0,))
+    reference = TorchGuard(spec, torch.zeros(2))
+    y = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    layers = nn.ModuleList([nn.ModuleDict({"mlp": nn.Identity()})])
+    with reference.installed(layers, "mlp"):
+        got = layers[0].get_submodule("mlp")(y)
+    assert got.dtype == dtype
+    exact = torch.from_numpy(edit_by_law(spec.edits[0], y.float().numpy()))
+    # one rounding at the end: half a unit in the last place of numbers below 8
+    half = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}[dtype]
+    assert float((got.float() - exact).abs().max()) <= half + NOISE
+
+
+def test_a_float16_edit_saturates(guard: Any) -> None:
+    spec = guard("always", "steer", edits=(0,), strength=1e6)
+    reference = TorchGuard(spec, torch.zeros(1))
+    layers = nn.ModuleList([nn.ModuleDict({"mlp": nn.Identity()})])
+    with reference.installed(layers, "mlp"):
+        got = layers[0].get_submodule("mlp")(torch.zeros(1, 1, 16, dtype=torch.float16))
+    assert torch.isfinite(got).all()
+    assert got.min() == -65504
+    assert got.max() == 65504
+
+
+def test_a_layer_that_returns_a_tuple_keeps_the_rest_of_it() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, str]:
+            return x, "cache"
+
+    layers = nn.ModuleList([Pair()])
+    with on_site(layers, "mlp", Site(0, "residual"), lambda x: x + 1):
+        assert layers[0](torch.zeros(1))[0].item() == 1
+        assert layers[0](torch.zeros(1))[1] == "cache"
+    assert layers[0](torch.zeros(1))[0].item() == 0
