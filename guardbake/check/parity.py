@@ -159,14 +159,13 @@ def _flips(pair: Pair, band: float) -> _Flips:
     ref, got = pair.reference, pair.forced
     assert ref.guard_open is not None
     assert ref.guard_score is not None
+    seen = _token_mask(ref)
+    margin = np.where(_deciding(ref, seen), np.abs(ref.guard_score), np.inf).min(axis=1)
     if got.guard_open is None or got.guard_score is None:
         rows = len(ref.tokens)
-        return _Flips(np.zeros(rows, bool), 0, rows, rows, rows, np.full(rows, np.inf))
-    seen = _token_mask(ref)
+        return _Flips(np.zeros(rows, bool), 0, rows, rows, rows, margin)
     differs = (ref.guard_open != got.guard_open) & seen
     same = ~differs.any(axis=1)
-    deciding = _deciding(ref, seen)
-    margin = np.where(deciding, np.abs(ref.guard_score), np.inf).min(axis=1)
     inside = ~same & (margin <= band)
     incoherent = 0
     if ref.guard_state is not None:

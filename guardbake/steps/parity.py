@@ -46,8 +46,8 @@ def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
         yield folder
 
 
-def mixed(samples: Sequence[Sample], size: int) -> list[Sample]:
-    """Samples reordered so that every batch of `size` mixes forms, and so lengths and images."""
+def mixed(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples reordered so that a batch mixes forms, and with them lengths and images."""
     by_form = [[s for s in samples if s.form == form] for form in FORMS]
     return [s for group in zip(*by_form, strict=True) for s in group]
 
@@ -66,7 +66,7 @@ def measure(
 
     runners: "candidate" the shipped graph, "tapped" the same with its FFN outputs exposed.
     """
-    samples = mixed(splits.samples("parity"), batch_size)
+    samples = mixed(splits.samples("parity"))
     reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
     pairs: list[Pair] = []
     golden: dict[str, tuple[Batch, Trace]] = {}

@@ -1,0 +1,64 @@
+"""Golden runs come back as they were written, and nothing else is taken for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guardbake.batch import Batch
+from guardbake.check.golden import load_golden, save_golden
+from guardbake.errors import MalformedError
+from guardbake.plugins import Trace
+
+
+def _run() -> tuple[Batch, Trace]:
+    ids = np.arange(6).reshape(2, 3)
+    ones = np.ones((2, 3), np.int64)
+    batch = Batch(ids, ones, ones == 0, None, None)
+    trace = Trace(
+        tokens=ids,
+        prefill_logits=np.zeros((2, 3, 4), np.float32),
+        step_logits=np.ones((2, 3, 4), np.float32),
+        lengths=np.array([3, 3]),
+        valid=ones == 1,
+        guard_score=None,
+        guard_open=None,
+        guard_state=None,
+        taps={"edited/layers.0.ffn_output": np.zeros((2, 5, 4), np.float32)},
+    )
+    return batch, trace
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "golden.safetensors"
+    batch, trace = _run()
+    save_golden(path, {"batch 0": (batch, trace)}, "f" * 64)
+    runs, guard = load_golden(path)
+    again, seen = runs["batch 0"]
+    assert guard == "f" * 64
+    assert np.array_equal(again.input_ids, batch.input_ids)
+    assert again.pixel_values is None
+    assert np.array_equal(seen.step_logits, trace.step_logits)
+    assert seen.prefill_logits.shape == (2, 1, 4)
+    assert seen.guard_score is None
+    assert seen.taps == {}
+
+
+@pytest.mark.parametrize("keep", [0, 9, 200])
+def test_a_truncated_file_is_malformed(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "golden.safetensors"
+    save_golden(path, {"batch 0": _run()}, "f" * 64)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(MalformedError):
+        load_golden(path)
+
+
+def test_another_safetensors_file_is_malformed(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "golden.safetensors"
+    save_file({"x": np.zeros(3)}, path)
+    with pytest.raises(MalformedError, match="golden runs"):
+        load_golden(path)
