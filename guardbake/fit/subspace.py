@@ -6,6 +6,7 @@ lies in the span of the samples, so the problem is solved there exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -161,7 +162,8 @@ def discriminant_direction(
 
     harmful, harmless [N, d], [M, d]; groups [N + M] int: rows of one form (text, image) share a
     group. The means are taken out within each group and class, so that only what tells harmful from
-    harmless inside a form counts, and the direction does not learn which form it looks at.
+    harmless inside a form counts; and the direction is orthogonal to the shifts between the groups'
+    harmless means, so that one threshold serves all forms.
     """
     where = "discriminant direction"
     bad, good = _rows(harmful, where, 2), _rows(harmless, where, 2)
@@ -175,6 +177,9 @@ def discriminant_direction(
             where=where,
             remedy="give samples of both labels in every form",
         )
+    rows = _without_shifts(
+        rows, [rows[(group == g) & ~label].mean(axis=0) for g in np.unique(group)]
+    )
     within = np.empty_like(rows)
     shifts = []
     for g in np.unique(group):
@@ -202,6 +207,14 @@ def discriminant_direction(
             remedy="check the labels, or take another site",
         )
     return np.asarray(direction / length)
+
+
+def _without_shifts(rows: Matrix, means: Sequence[Matrix]) -> Matrix:
+    """rows [N, d] without their parts along the differences of the means."""
+    differences = np.array(means) - np.mean(means, axis=0)
+    _, sizes, right = np.linalg.svd(differences, full_matrices=False)
+    along = right[sizes > 1e-9 * max(float(np.abs(rows).max()), 1e-300)]
+    return np.asarray(rows - rows @ along.T @ along)
 
 
 def largest_angle(a: Matrix, b: Matrix) -> float:

@@ -220,9 +220,14 @@ def test_the_mean_difference_is_not_normalised() -> None:
 
 
 def test_the_discriminant_is_the_dense_one() -> None:
-    """(C_w + ridge tr(C_w)/d I)^-1 shift, with the means of class and group taken out."""
+    """(C_w + ridge tr(C_w)/d I)^-1 shift, the harmless shift between the groups taken out first,
+    then the means of class and group."""
     harmful, harmless = samples(2, 20, 24, 60)
     groups = np.r_[np.arange(20) % 2, np.arange(24) % 2]
+    form = harmless[groups[20:] == 0].mean(axis=0) - harmless[groups[20:] == 1].mean(axis=0)
+    blind = np.eye(60) - np.outer(form, form) / (form @ form)
+    given_harmful, given_harmless = harmful, harmless
+    harmful, harmless = harmful @ blind, harmless @ blind
     rows, label = np.concatenate([harmful, harmless]), np.r_[np.ones(20), np.zeros(24)]
     covariance, shifts = np.zeros((60, 60)), []
     for g in (0, 1):
@@ -234,7 +239,7 @@ def test_the_discriminant_is_the_dense_one() -> None:
         shifts.append(means[0] - means[1])
     covariance += 0.3 * np.trace(covariance) / 60 * np.eye(60)
     expected = np.linalg.solve(covariance, np.mean(shifts, axis=0))
-    found = discriminant_direction(harmful, harmless, groups, 0.3)
+    found = discriminant_direction(given_harmful, given_harmless, groups, 0.3)
     assert np.abs(found - expected / np.linalg.norm(expected)).max() < 1e-9
 
 
@@ -253,18 +258,21 @@ def test_the_discriminant_finds_a_planted_direction(seed: int) -> None:
 
 @given(SEEDS, st.floats(5, 100))
 def test_the_discriminant_is_blind_to_the_form(seed: int, distance: float) -> None:
-    """Two forms far apart, unequally many of each in the classes: the direction ignores it."""
+    """Two forms far apart, unequally many of each in the classes: how far does not matter, and one
+    threshold serves both, because the harmless means of the forms score alike."""
     rng = np.random.default_rng(seed)
     harmless, harmful = rng.standard_normal((2, 200, 20))
     harmful[:, 0] += 2
     bad, good = np.arange(200) < 150, np.arange(200) < 50
-    plain = discriminant_direction(harmful, harmless, np.r_[bad, good], 0.1)
-    harmful[bad, 1] += distance
-    harmless[good, 1] += distance
-    moved = discriminant_direction(harmful, harmless, np.r_[bad, good], 0.1)
-    assert np.abs(moved - plain).max() < 1e-9
+    apart = harmless[good].mean(axis=0) - harmless[~good].mean(axis=0)
+    near = discriminant_direction(harmful, harmless, np.r_[bad, good], 0.1)
+    harmful[bad] += distance * apart
+    harmless[good] += distance * apart
+    far = discriminant_direction(harmful, harmless, np.r_[bad, good], 0.1)
+    assert np.abs(far - near).max() < 1e-9
+    assert abs(far @ apart) < 1e-9
     ignorant = discriminant_direction(harmful, harmless, np.zeros(400), 0.1)
-    assert np.abs(ignorant - plain).max() > 1e-3  # the groups are what makes it blind
+    assert abs(ignorant @ apart) > 1e-3  # the groups are what makes it blind
 
 
 def test_a_form_with_one_label_alone_is_refused() -> None:
