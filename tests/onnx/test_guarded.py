@@ -1,0 +1,166 @@
+"""The guarded graph against the guarded reference: every profile, every edit, both families.
+
+Neither rendering imports the other; what they share is the spec. Budgets: 1e-4 on logits and FFN
+outputs, the float32 noise of another summation order on values of order 1 to 10 (seen: below 2e-5).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from guardbake.batch import Batch
+from guardbake.check.parity import Budget, Budgets, Pair, compare
+from guardbake.passes.insert import InsertGuard
+from guardbake.passes.tap import TapEdits
+from guardbake.passes.verify import VerifyGuard
+from guardbake.site import Site
+from guardbake.spec import EditKind, GuardSpec, Profile, Sensor
+from guardbake.vlm.runner import TorchRunner
+
+from guardbake_onnx.runner import OnnxRunner
+
+STEPS = 16
+NOISE = Budget(1e-4, "float32 noise of another summation order, values of order 1 to 10")
+BUDGETS = Budgets(NOISE, NOISE, NOISE, Budget(1e-3, "ten times the score's noise"))
+CASES: list[tuple[Profile, EditKind]] = [
+    ("always", "care"),
+    ("always", "project"),
+    ("token", "care"),
+    ("token", "steer"),
+    ("sequence", "care"),
+    ("sequence", "project"),
+    ("sequence", "add"),
+    ("sequence", "steer"),
+]
+
+
+def _guard_for(
+    exported: object, make: Callable[..., GuardSpec], case: tuple[str, str]
+) -> GuardSpec:
+    """Two edits, the sensor before them, its threshold where the batch's rows fall on both sides."""
+    config = exported.vlm.model.config.get_text_config()  # type: ignore[attr-defined]
+    spec = make(
+        *case,
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        sensor=Site(1, "residual"),
+        edits=(2, 4),
+        strength=2.0,
+        threshold=0.0,
+    )
+    return spec
+
+
+def _between(spec: GuardSpec, scores: np.ndarray) -> GuardSpec:
+    """The same guard with its threshold between the largest and the next score."""
+    assert spec.sensor is not None
+    high, low = np.sort(scores)[::-1][:2]
+    sensor = Sensor(
+        spec.sensor.site, spec.sensor.direction, spec.sensor.centre, float((high + low) / 2)
+    )
+    return GuardSpec(spec.model, spec.method, spec.profile, sensor, spec.edits, spec.provenance)
+
+
+def _guarded(folder: Path, spec: GuardSpec, target: Path, tap: bool) -> OnnxRunner:
+    target.mkdir()
+    for path in folder.iterdir():
+        if path.name != "decoder.onnx":
+            os.link(path, target / path.name)
+    model = ir.load(folder / "decoder.onnx")
+    InsertGuard(spec)(model)
+    VerifyGuard(spec, "the test")(model)
+    if tap:
+        TapEdits()(model)
+    ir.save(model, target / "decoder.onnx")
+    return OnnxRunner(target)
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_guarded_graph_equals_guarded_reference(
+    exported: object,
+    mixed_batch: Batch,
+    guard: Callable[..., GuardSpec],
+    case: tuple[Profile, EditKind],
+    tmp_path: Path,
+) -> None:
+    torch.set_num_threads(1)
+    spec = _guard_for(exported, guard, case)
+    vlm, folder = exported.vlm, exported.folder  # type: ignore[attr-defined]
+    if spec.sensor is not None:
+        scores = TorchRunner(vlm, spec).run(mixed_batch, 1).guard_score
+        assert scores is not None
+        spec = _between(spec, scores[:, mixed_batch.input_ids.shape[1] - 1])
+    truth = TorchRunner(vlm, spec).run(mixed_batch, STEPS)
+    steps = truth.tokens.shape[1]
+    plain = TorchRunner(vlm, None).run(mixed_batch, steps, truth.tokens)
+    tapped = _guarded(folder, spec, tmp_path / "tapped", True)
+    shipped = _guarded(folder, spec, tmp_path / "shipped", False)
+    pairs = [
+        Pair(
+            "mixed",
+            truth,
+            tapped.run(mixed_batch, steps, truth.tokens),
+            shipped.run(mixed_batch, STEPS),
+            plain,
+        ),
+        Pair("in chunks", truth, tapped.run(mixed_batch, steps, truth.tokens, 5), None, None),
+    ]
+    report = compare(pairs, BUDGETS, gated=spec.sensor is not None)
+    broken = [(c.quantity, c.worst, c.where) for c in report.comparisons if not c.passed]
+    assert not broken
+    assert sum("FFN output" in c.quantity for c in report.comparisons) == len(spec.edits)
+    if spec.profile == "sequence":
+        assert truth.guard_state is not None
+        assert sorted(truth.guard_state.tolist()) == [1, 1, 2]
+        opened = truth.guard_open
+        assert opened is not None
+        assert not opened[:, : mixed_batch.input_ids.shape[1] - 1].any()
+
+
+def test_a_closed_guard_is_the_unguarded_graph_bit_for_bit(
+    exported: object, mixed_batch: Batch, guard: Callable[..., GuardSpec], tmp_path: Path
+) -> None:
+    spec = _guard_for(exported, guard, ("sequence", "care"))
+    assert spec.sensor is not None
+    sensor = Sensor(spec.sensor.site, spec.sensor.direction, spec.sensor.centre, 1e9)
+    closed = GuardSpec(spec.model, spec.method, spec.profile, sensor, spec.edits)
+    runner = _guarded(exported.folder, closed, tmp_path / "closed", False)  # type: ignore[attr-defined]
+    ours = runner.run(mixed_batch, 8)
+    plain = exported.runner.run(mixed_batch, 8)  # type: ignore[attr-defined]
+    assert ours.guard_state is not None
+    assert (ours.guard_state == 1).all()
+    assert np.array_equal(ours.step_logits, plain.step_logits)
+    assert np.array_equal(ours.prefill_logits, plain.prefill_logits)
+
+
+def test_a_batch_of_mixed_lengths_is_each_row_alone(
+    exported: object, mixed_batch: Batch, guard: Callable[..., GuardSpec], tmp_path: Path
+) -> None:
+    """The text-only row alone, without the padding that its neighbours give it."""
+    spec = _guard_for(exported, guard, ("sequence", "care"))
+    runner = _guarded(exported.folder, spec, tmp_path / "guarded", False)  # type: ignore[attr-defined]
+    together = runner.run(mixed_batch, 8)
+    real = mixed_batch.attention_mask[1] == 1
+    alone = runner.run(
+        Batch(
+            mixed_batch.input_ids[1:2, real],
+            mixed_batch.attention_mask[1:2, real],
+            mixed_batch.image_mask[1:2, real],
+            None,
+            None,
+        ),
+        8,
+    )
+    assert together.guard_state is not None
+    assert alone.guard_state is not None
+    assert together.guard_state[1] == alone.guard_state[0]
+    steps = alone.tokens.shape[1]
+    assert np.array_equal(together.tokens[1, :steps], alone.tokens[0])
+    assert np.abs(together.step_logits[1, :steps] - alone.step_logits[0]).max() < NOISE.limit
