@@ -190,8 +190,7 @@ def discriminant_direction(
             rows[(group == g) & label].mean(axis=0) - rows[(group == g) & ~label].mean(axis=0)
         )
     shift = np.mean(shifts, axis=0)
-    _, sizes, right = np.linalg.svd(np.concatenate([within, [shift]]), full_matrices=False)
-    span = right[sizes > sizes[0] * 1e-12]
+    span = _span(np.concatenate([within, [shift]]))
     inside = within @ span.T
     covariance = inside.T @ inside / len(rows)
     mean_variance = float((within**2).sum()) / len(rows) / rows.shape[1]
@@ -207,6 +206,14 @@ def discriminant_direction(
             remedy="check the labels, or take another site",
         )
     return np.asarray(direction / length)
+
+
+def _span(rows: Matrix) -> Matrix:
+    """Orthonormal rows [r, d] that span the rows [N, d]: found if N < d, else simply everything."""
+    if len(rows) >= rows.shape[1]:
+        return np.eye(rows.shape[1])
+    _, sizes, right = np.linalg.svd(rows, full_matrices=False)
+    return np.asarray(right[sizes > sizes[0] * 1e-12])
 
 
 def _without_shifts(rows: Matrix, means: Sequence[Matrix]) -> Matrix:

@@ -44,7 +44,7 @@ CASES: list[tuple[Profile, EditKind]] = [
 def _guard_for(
     exported: object, make: Callable[..., GuardSpec], case: tuple[str, str]
 ) -> GuardSpec:
-    """Two edits, the sensor before them, its threshold where the batch's rows fall on both sides."""
+    """Two edits and the sensor before them."""
     config = exported.vlm.model.config.get_text_config()  # type: ignore[attr-defined]
     spec = make(
         *case,

@@ -1,0 +1,5 @@
+"""`python -m guardbake`."""
+
+from guardbake.cli import main
+
+main()

@@ -1,0 +1,397 @@
+"""The tiny VLM through the whole chain, by the command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from guardbake.artifact import load_guard, save_guard
+from guardbake.cli import main
+from guardbake.spec import tensors
+from guardbake.vlm.catalog import models_root
+
+TINY = models_root() / "tiny-llava.toml"
+Run = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A finished bake: the bundle, and the unguarded export it was made from."""
+
+    bundle: Path
+    unguarded: Path
+    output: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("verify", folder)` is the exit code of `guardbake verify folder`."""
+
+    def command(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["guardbake", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
+    build = tmp_path_factory.mktemp("build")
+    done = _guardbake("bake", TINY, "-o", build / "tiny", "--progress", "json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (export,) = (build / ".guardbake").glob("export-*")
+    return Baked(build / "tiny", export / "onnx", done.stdout)
+
+
+def _guardbake(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "guardbake", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(baked: Baked, tmp_path: Path) -> Path:
+    """A bundle of the test's own, to harm."""
+    return Path(shutil.copytree(baked.bundle, tmp_path / "bundle"))
+
+
+def _certificate(bundle: Path) -> dict[str, object]:
+    value = json.loads((bundle / "certificate.json").read_text())
+    assert isinstance(value, dict)
+    return value
+
+
+# ---- a bake that goes well
+
+
+def test_the_certificate_passes_at_the_noise_floor(baked: Baked) -> None:
+    content = _certificate(baked.bundle)
+    assert content["verdict"] == "pass"
+    assert all(gate["passed"] for gate in content["gates"])  # type: ignore[attr-defined]
+    parity = content["figures"]["parity"]  # type: ignore[index]
+    worst = {row["quantity"]: row["worst"] for row in parity["comparisons"]}
+    assert worst["logits, prefill"] <= 1e-4
+    assert worst["logits, decode"] <= 1e-4
+    assert worst["greedy tokens that differ"] == 0
+    assert worst["gate decisions outside the band"] == 0
+    assert parity["decisions"] > 0
+
+
+def test_the_last_line_is_the_verdict(baked: Baked) -> None:
+    assert baked.output.rstrip().splitlines()[-1].startswith("verdict: pass")
+
+
+def test_the_engine_was_compiled_and_never_ran(baked: Baked) -> None:
+    record = json.loads((baked.bundle / "decoder.engine.json").read_text())
+    assert record["status"] == "compiled"
+    assert record["capabilities"] == ["SM89", "SM120"]
+    spec = load_guard(baked.bundle / "guard.safetensors")
+    nodes = {entry["node"] for entry in record["guard"]}
+    assert any(str(edit.site) in node for edit in spec.edits for node in nodes)
+    assert all(entry["layers"] for entry in record["guard"])
+
+
+def test_a_second_bake_finds_everything_done_and_gives_the_same_bytes(
+    baked: Baked, tmp_path: Path
+) -> None:
+    build = tmp_path / "build"
+    build.mkdir()
+    shutil.copytree(baked.bundle.parent / ".guardbake", build / ".guardbake")
+    done = _guardbake("bake", TINY, "-o", build / "again", "--progress", "json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    ended = {event["stage"]: event["cached"] for event in events if event["event"] == "end"}
+    assert ended.pop("publish") is False
+    assert ended
+    assert all(ended.values()), ended
+    for path in sorted(baked.bundle.iterdir()):
+        assert (build / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_verify_and_parity_and_inspect_and_doctor_pass(
+    run: Run, baked: Baked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("verify", baked.bundle, "--full") == 0
+    assert run("parity", baked.bundle) == 0
+    assert run("doctor") == 0
+    capsys.readouterr()
+    assert run("inspect", baked.bundle, "--json") == 0
+    digest = load_guard(baked.bundle / "guard.safetensors").digest
+    assert json.loads(capsys.readouterr().out)["digest"] == digest
+
+
+def test_harmful_prompts_are_not_in_the_bundle_as_text(baked: Baked) -> None:
+    prompts = (models_root() / "tiny-prompts" / "harmful_test.txt").read_text().splitlines()
+    for name in ("certificate.json", "CERTIFICATE.md", "manifest.json", "recipe.json"):
+        text = (baked.bundle / name).read_text()
+        assert not [p for p in prompts if p and not p.startswith("#") and p in text], name
+
+
+# ---- planted faults
+
+
+def _flip(decoder: Path) -> None:
+    """Negate one row of the first edit's low-rank arrays, in the graph file itself."""
+    model = ir.load(decoder)
+    for name, value in model.graph.initializers.items():
+        if name.endswith(("/basis", "/push")):
+            array = value.const_value.numpy().copy()
+            row = int(np.abs(array).reshape(len(array), -1).max(axis=1).argmax())
+            array[row] *= -1
+            value.const_value = ir.tensor(array, name=name)
+            break
+    else:
+        pytest.fail("no basis and no push in the graph")
+    ir.save(model, decoder)
+
+
+def test_a_flipped_basis_row_fails_parity_with_4_and_verify_with_6(run: Run, copy: Path) -> None:
+    _flip(copy / "decoder.onnx")
+    assert run("parity", copy) == 4
+    assert run("verify", copy) == 6
+
+
+def test_the_unguarded_graph_in_the_bundle_is_found(run: Run, baked: Baked, copy: Path) -> None:
+    shutil.copyfile(baked.unguarded / "decoder.onnx", copy / "decoder.onnx")
+    assert run("parity", copy) == 4
+    assert run("verify", copy) == 6
+
+
+def test_an_altered_guard_pack_is_refused(run: Run, copy: Path) -> None:
+    path = copy / "guard.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    assert run("inspect", path) == 6
+    assert run("verify", copy) == 6
+
+
+def test_a_missing_bundle_is_a_usage_error(run: Run, tmp_path: Path) -> None:
+    assert run("verify", tmp_path / "absent") == 2
+
+
+# ---- apply
+
+
+def test_apply_needs_no_torch_and_shares_the_weights(baked: Baked, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(baked.unguarded, tmp_path / "unguarded"))
+    out = tmp_path / "guarded"
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'onnxruntime'): sys.modules[name] = None\n"
+        "from guardbake.cli import main\n"
+        f"sys.argv = ['guardbake', 'apply', {str(source)!r}, '--guard', "
+        f"{str(baked.bundle / 'guard.safetensors')!r}, '-o', {str(out)!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / "decoder.onnx").read_bytes() == (baked.bundle / "decoder.onnx").read_bytes()
+    assert (out / "decoder.onnx.data").samefile(source / "decoder.onnx.data")
+
+
+def test_apply_refuses_and_leaves_nothing(run: Run, baked: Baked, tmp_path: Path) -> None:
+    guard = baked.bundle / "guard.safetensors"
+    source = Path(shutil.copytree(baked.unguarded, tmp_path / "unguarded"))
+    out = tmp_path / "out"
+    described = json.loads((source / "model.json").read_text())
+
+    def refused(code: int) -> None:
+        assert run("apply", source, "--guard", guard, "-o", out, "--weights", "copy") == code
+        assert not out.exists()
+        assert not list(tmp_path.glob(".*"))
+
+    (source / "model.json").write_text(json.dumps(described | {"model_digest": "0" * 64}))
+    refused(6)  # fitted for another model
+    (source / "model.json").write_text(json.dumps(described))
+    model = ir.load(source / "decoder.onnx")
+    spec = load_guard(guard)
+    edited = next(
+        v for n in model.graph for v in n.outputs if v.name == spec.edits[0].site.onnx_value
+    )
+    edited.name = "nameless"
+    for node in model.graph:
+        node.metadata_props.clear()
+    ir.save(model, source / "decoder.onnx")
+    refused(3)  # the site is missing
+    for node in list(model.graph)[:2]:
+        node.outputs[0].name = spec.edits[0].site.onnx_value
+    broken = ir.to_proto(model).SerializeToString()
+    (source / "decoder.onnx").write_bytes(broken)
+    refused(3)  # the site is there twice
+    (source / "decoder.onnx").write_bytes(b"no graph")
+    refused(9)
+    (source / "decoder.onnx").unlink()
+    refused(2)
+
+
+def test_apply_onto_a_guarded_graph_is_refused(run: Run, baked: Baked, tmp_path: Path) -> None:
+    guard = baked.bundle / "guard.safetensors"
+    out = tmp_path / "out"
+    assert run("apply", baked.bundle, "--guard", guard, "-o", out, "--weights", "copy") == 3
+    assert run("apply", baked.unguarded, "--guard", guard, "-o", tmp_path) == 2
+
+
+# ---- bad input to a bake
+
+
+def _recipe(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    """The tiny recipe beside links to what it names, with some text changed."""
+    text = TINY.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    text = text.replace("file:tiny-prompts", f"file:{models_root() / 'tiny-prompts'}")
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, where a recipe finds it by its name."""
+    return Path(shutil.copytree(models_root() / "tiny-llava", tmp_path / "tiny-llava"))
+
+
+@pytest.fixture
+def nothing_written(tmp_path: Path) -> Iterator[Path]:
+    """Where to bake to; afterwards nothing half-written may be there."""
+    out = tmp_path / "build" / "out"
+    yield out
+    assert not out.exists()
+    left = [str(p) for p in (tmp_path / "build").rglob("*") if "partial" in p.name]
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (("batch_size = 24", "batch_size = 24\nsurprise = 1"), 2),
+        (("layers = [4, 5]", "layers = [4, 60]"), 2),
+        (('checkpoint = "tiny-llava"', 'checkpoint = "absent"'), 2),
+        (("harmful_test.txt", "harmful_fit.txt"), 2),  # test prompts that were fitted on
+        (("harmful_fit.txt", "absent.txt"), 2),
+    ],
+)
+def test_a_bad_recipe(
+    run: Run,
+    tmp_path: Path,
+    checkpoint: Path,
+    nothing_written: Path,
+    change: tuple[str, str],
+    code: int,
+) -> None:
+    assert run("bake", _recipe(tmp_path, change), "-o", nothing_written) == code
+
+
+def test_an_unsupported_family(
+    run: Run, tmp_path: Path, checkpoint: Path, nothing_written: Path
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "blip"}))
+    assert run("bake", _recipe(tmp_path), "-o", nothing_written) == 3
+
+
+def test_a_truncated_checkpoint(
+    run: Run, tmp_path: Path, checkpoint: Path, nothing_written: Path
+) -> None:
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert run("bake", _recipe(tmp_path), "-o", nothing_written) == 9
+
+
+def test_a_full_disk(tmp_path: Path, checkpoint: Path, nothing_written: Path) -> None:
+    """The kernel refuses every file above 1 MB: the export cannot be written."""
+    script = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "from guardbake.cli import main\n"
+        f"sys.argv = ['guardbake', 'bake', {str(_recipe(tmp_path))!r}, '-o', "
+        f"{str(nothing_written)!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 8, done.stderr[-2000:]
+
+
+def test_a_guard_that_helps_nobody_is_not_written(
+    run: Run,
+    tmp_path: Path,
+    checkpoint: Path,
+    nothing_written: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Only removal is offered, which does not raise refusals: exit 5, and the nearest is named."""
+    text = TINY.read_text(encoding="utf-8")
+    head, *sections = text.split("[[fit.candidates]]\n")
+    removal = next(s for s in sections if 'edit = "remove"' in s)
+    tail = sections[-1][sections[-1].index("[parity]") :]
+    kept = removal.split("[parity]")[0]
+    recipe = _recipe(tmp_path)
+    new = f"{head}[[fit.candidates]]\n{kept}{tail}"
+    new = new.replace("file:tiny-prompts", f"file:{models_root() / 'tiny-prompts'}")
+    recipe.write_text(new, encoding="utf-8")
+    assert run("bake", recipe, "-o", nothing_written) == 5
+    assert "remove layer" in capsys.readouterr().err
+
+
+def test_a_guard_of_another_boundary_is_refused(run: Run, baked: Baked, tmp_path: Path) -> None:
+    """The same numbers under another boundary are another guard: the digest says so."""
+    path = tmp_path / "guard.safetensors"
+    spec = load_guard(baked.bundle / "guard.safetensors")
+    save_guard(spec, path)
+    arrays = load_file(path)
+    assert set(arrays) == set(tensors(spec))
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="np") as pack:
+        meta = pack.metadata()
+    assert "residual" in meta["guardbake"]
+    meta["guardbake"] = meta["guardbake"].replace("residual", "ffn_output")
+    save_file(arrays, path, meta)
+    assert run("inspect", path) == 6
+
+
+def test_an_interrupted_bake_goes_on_where_it_was(tmp_path: Path, checkpoint: Path) -> None:
+    """SIGINT while the export is at work: exit 130; the next run finds the fit done."""
+    command = [sys.executable, "-m", "guardbake", "bake", str(_recipe(tmp_path))]
+    command += ["-o", str(tmp_path / "build" / "out"), "--progress", "json"]
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    first = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+    )
+    assert first.stderr is not None
+    for line in first.stderr:
+        if line.startswith("{") and json.loads(line) == {"event": "begin", "stage": "export"}:
+            first.send_signal(signal.SIGINT)
+            break
+    rest = first.stderr.read()
+    assert first.wait() == 130, rest[-2000:]
+    assert not (tmp_path / "build" / "out").exists()
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr[-2000:]
+    events = [json.loads(line) for line in second.stderr.splitlines() if line.startswith("{")]
+    ended = {event["stage"]: event["cached"] for event in events if event["event"] == "end"}
+    assert ended["fit"] is True
+    assert ended["export"] is False
+    assert _certificate(tmp_path / "build" / "out")["verdict"] == "pass"
