@@ -14,7 +14,7 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -196,8 +196,10 @@ def main() -> None:
             remedy="free some space and run the command again",
         )
         _stop(fault, fault.exit_code)
-    except KeyboardInterrupt:
-        _interrupted(130)
+    except SystemExit as stopped:
+        if stopped.code in (130, 143):  # typer turns SIGINT into 130, _terminated SIGTERM into 143
+            print("guardbake: interrupted; run the same command again to go on", file=sys.stderr)
+        raise
 
 
 def _stop(error: GuardbakeError, code: int) -> NoReturn:
@@ -208,17 +210,6 @@ def _stop(error: GuardbakeError, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupted(code: int) -> NoReturn:
-    print("guardbake: interrupted; run the same command again to go on", file=sys.stderr)
-    sys.exit(code)
-
-
-def _terminated(_signal: int, _frame: FrameType | None) -> Any:
-    raise _Terminated
-
-
-class _Terminated(SystemExit):
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
     """SIGTERM as an exit, so that every `finally` runs."""
-
-    def __init__(self) -> None:
-        super().__init__(143)
+    sys.exit(143)

@@ -51,6 +51,18 @@ if TYPE_CHECKING:
 
 CERTIFICATE_TEXT = "CERTIFICATE.md"
 ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
+_PROCESSOR = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 
 
 class Reporter(Protocol):
@@ -282,7 +294,7 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
         if isinstance(engine, str)
         else read_record(engine / ENGINE_RECORD),
     }
-    files = _files(exported, guarded, fitted, parity, engine)
+    files = _files(work.vlm.folder, exported, guarded, fitted, parity, engine)
     digests = {
         "model": work.vlm.model_digest,
         "guard": spec.digest,
@@ -297,10 +309,19 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
 
 
 def _files(
-    exported: Path, guarded: Path, fitted: Path, parity: Path, engine: Path | str
+    checkpoint: Path,
+    exported: Path,
+    guarded: Path,
+    fitted: Path,
+    parity: Path,
+    engine: Path | str,
 ) -> dict[str, Path]:
-    """The bundle's files by name; the guarded decoder takes the unguarded one's place."""
+    """The bundle's files by name; the guarded decoder takes the unguarded one's place.
+
+    processor/ is what turns requests into tokens and pixels: the checkpoint's own files.
+    """
     files = {path.name: path for path in sorted(exported.iterdir())}
+    files |= {f"processor/{n}": checkpoint / n for n in _PROCESSOR if (checkpoint / n).is_file()}
     files[DECODER] = guarded / DECODER
     files[GUARD] = fitted / GUARD
     files[GOLDEN] = parity / GOLDEN

@@ -26,7 +26,8 @@ class FourLetters:
     def __call__(
         self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool
     ) -> Mapping[str, Any]:
-        assert not add_special_tokens and return_offsets_mapping
+        assert not add_special_tokens
+        assert return_offsets_mapping
         spans = [match.span() for match in re.finditer(r" ?[^ ]{1,4}", text)]
         return {"input_ids": list(range(len(spans))), "offset_mapping": spans}
 
@@ -84,7 +85,7 @@ def test_different_pieces_look_different() -> None:
 
 
 def test_too_much_text_is_refused_with_numbers() -> None:
-    with pytest.raises(UsageError, match="5 pieces.*at most 4"):
+    with pytest.raises(UsageError, match=r"5 pieces.*at most 4"):
         draw_cells(list("abcde"), 2, 2)
     with pytest.raises(UsageError, match="lines when wrapped"):
         draw_piece("W" * 40)
