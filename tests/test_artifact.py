@@ -68,8 +68,10 @@ def test_a_guard_comes_back_whole(guard: Build, tmp_path: Path, profile: str, ki
 
 
 def test_the_same_guard_is_the_same_bytes(guard: Build, tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    """Often enough: a random order of two entries is the same 12 times in 2000 cases only."""
+    for name in "ab" * 6:
         save_guard(guard("token", "care"), tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "a").read_bytes()
     save_guard(load_guard(tmp_path / "a"), tmp_path / "c")
     assert len({(tmp_path / name).read_bytes() for name in ("a", "b", "c")}) == 1
     save_guard(guard("token", "care", seed=1), tmp_path / "d")

@@ -48,7 +48,8 @@ def test_sites_are_ranked_by_their_worst_form() -> None:
     reports = rank_sites(activations(), [NOISE, TEXT_ONLY, GOOD], FORMS)
     assert reports[0].site == GOOD
     by_site = {report.site: report for report in reports}
-    assert by_site[GOOD].worst > 0.98
+    assert by_site[GOOD].worst == min(by_site[GOOD].auc.values()) > 0.98
+    assert by_site[TEXT_ONLY].worst < 0.7
     assert by_site[TEXT_ONLY].auc["text"] > 0.98
     # 40 against 40: an area of 0.5 with a deviation of 0.065, three of them
     assert abs(by_site[TEXT_ONLY].auc["blank"] - 0.5) < 0.2

@@ -21,6 +21,7 @@ def make_activations(
     prompts: int = 60,
     forms: Sequence[Form] = ("text", "typographic"),
     seed: int = 0,
+    width: int = WIDTH,
 ) -> Activations:
     """`prompts` harmful and as many harmless prompts in every form, rows of noise of deviation 1.
 
@@ -38,7 +39,7 @@ def make_activations(
     place = np.array([forms.index(sample.form) for sample in samples])
     last, means = {}, {}
     for site in SITES:
-        rows = rng.standard_normal((len(samples), WIDTH)).astype(np.float32)
+        rows = rng.standard_normal((len(samples), width)).astype(np.float32)
         rows[harmful, 0] += strengths.get(site, 0.0)
         rows[:, 1] += 20 * place
         last[site] = rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_the_sensor_reads_its_site_before_any_edit(
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_strength_is_rendered(lab: Any, guard: Any, kind: str, alpha: float) -> None:
     spec, toy = guard("token", kind, strength=alpha), lab.toy()
+    feeds = feeds_for(lab, spec)
+    agree(lab.run(lab.insert(toy, spec), feeds), toy.law(spec, feeds))
+
+
+def test_a_branch_that_adds_weighs_by_its_size(lab: Any, guard: Any) -> None:
+    """Strengths of two signs: a size is a length and stays positive."""
+    spec, toy = guard("always", "care"), lab.toy()
+    visual, text = spec.edits[0].branches
+    edit = replace(spec.edits[0], branches=(visual, replace(text, strength=-0.5)))
+    spec = replace(spec, edits=(edit,))
     feeds = feeds_for(lab, spec)
     agree(lab.run(lab.insert(toy, spec), feeds), toy.law(spec, feeds))
 

@@ -198,6 +198,13 @@ def swap_gate_input(model: ir.Model) -> None:
     node(model, f"gate/{tag(model)}").replace_input_with(0, low.outputs[0])
 
 
+def swap_mask(model: ir.Model) -> None:
+    """The gate reads an input that no runtime knows as the mask."""
+    other = ir.val("other_mask", ir.DataType.INT64, ["batch", "total"])
+    model.graph.inputs.append(other)
+    node(model, f"gate/{tag(model)}").replace_input_with(1, other)
+
+
 def swap_open(model: ir.Model) -> None:
     """The edit reads another open value."""
     gate = node(model, f"gate/{tag(model)}")
@@ -308,6 +315,7 @@ FAULTS: dict[str, Fault] = {
     "function removed": drop_function,
     "edit input removed": drop_input,
     "gate input swapped": swap_gate_input,
+    "mask swapped": swap_mask,
     "open swapped": swap_open,
     "sensor at another site": swap_sensor,
     "digest of another guard": other_digest,
