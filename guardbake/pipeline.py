@@ -207,7 +207,6 @@ class Bake:
             "guard": spec.digest,
             "samples": self.splits.digests["parity"],
             "parity": self.recipe.parity.model_dump(mode="json"),
-            "batch": self.recipe.batch_size,
             **self.versions("parity"),
         }
 
@@ -224,7 +223,6 @@ class Bake:
                     self.typography,
                     self.recipe.parity,
                     {"candidate": runner(model), "tapped": runner(tapped)},
-                    self.recipe.batch_size,
                     self.reporter.advance,
                 )
             write_record(folder / "parity.json", report.to_json())

@@ -334,25 +334,22 @@ def test_a_full_disk(tmp_path: Path, checkpoint: Path, nothing_written: Path) ->
     assert done.returncode == 8, done.stderr[-2000:]
 
 
-def test_a_guard_that_helps_nobody_is_not_written(
+def test_a_guard_that_does_harm_is_not_written(
     run: Run,
     tmp_path: Path,
     checkpoint: Path,
     nothing_written: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Only removal is offered, which does not raise refusals: exit 5, and the nearest is named."""
-    text = TINY.read_text(encoding="utf-8")
-    head, *sections = text.split("[[fit.candidates]]\n")
-    removal = next(s for s in sections if 'edit = "remove"' in s)
-    tail = sections[-1][sections[-1].index("[parity]") :]
-    kept = removal.split("[parity]")[0]
-    recipe = _recipe(tmp_path)
-    new = f"{head}[[fit.candidates]]\n{kept}{tail}"
-    new = new.replace("file:tiny-prompts", f"file:{models_root() / 'tiny-prompts'}")
-    recipe.write_text(new, encoding="utf-8")
-    assert run("bake", recipe, "-o", nothing_written) == 5
-    assert "remove layer" in capsys.readouterr().err
+    """Only a push that leaves no language is offered: exit 5, and the candidate is named."""
+    text = _recipe(tmp_path, ("strengths = [0.5, 1.0]", "strengths = [8.0]")).read_text()
+    head, push, *others = text.split("[[fit.candidates]]")
+    tail = others[-1][others[-1].index("[parity]") :]
+    (tmp_path / "recipe.toml").write_text(f"{head}[[fit.candidates]]{push}{tail}")
+    assert run("bake", tmp_path / "recipe.toml", "-o", nothing_written) == 5
+    told = capsys.readouterr().err
+    assert "steer layer" in told
+    assert "degenerate" in told
 
 
 def test_a_guard_of_another_boundary_is_refused(run: Run, baked: Baked, tmp_path: Path) -> None:

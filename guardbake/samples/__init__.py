@@ -7,7 +7,7 @@ alone, as text beside a blank image, and drawn into the image (typographic, afte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Label = Literal["harmful", "harmless"]
@@ -19,11 +19,12 @@ FORMS: tuple[Form, ...] = ("text", "blank", "typographic")
 class Sample:
     """One request.
 
-    prompt: the request in words, whatever the form shows it in.
+    prompt: the request in words, whatever the form shows it in; kept out of the repr and so out
+      of logs.
     source, index: where the prompt comes from; reports name these and never the prompt.
     """
 
-    prompt: str
+    prompt: str = field(repr=False)
     label: Label
     form: Form
     source: str

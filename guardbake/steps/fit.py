@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,7 +47,7 @@ def fit_guard(
         size,
         lambda done, total: advance("capturing the fit split", done, total),
     )
-    answers = _answers(vlm, section, splits, typography, size)
+    answers = _answers(vlm, section, splits, typography, size, advance)
     questions = Questions(
         vlm,
         splits.samples("validate"),
@@ -92,7 +93,12 @@ def identify(vlm: Vlm) -> ModelIdentity:
 
 
 def _answers(
-    vlm: Vlm, section: FitSection, splits: Splits, typography: Typography, size: int
+    vlm: Vlm,
+    section: FitSection,
+    splits: Splits,
+    typography: Typography,
+    size: int,
+    advance: Advance,
 ) -> Answers:
     """CARE's contrast, for the layers that a care candidate names; nothing if there is none."""
     layers = sorted({n for c in section.candidates if c.edit == "care" for n in c.layers})
@@ -101,8 +107,11 @@ def _answers(
     sites = [Site(layer, "ffn_output") for layer in layers]
     harmful = [s for s in in_form(splits.samples("fit", ("text",)), "text") if s.label == "harmful"]
     turns = [
-        capture_answers(vlm, harmful, texts, sites, typography, size)
-        for texts in (section.compliant, section.refusing)
+        capture_answers(vlm, harmful, texts, sites, typography, size, partial(advance, what))
+        for what, texts in (
+            ("reading compliant turns", section.compliant),
+            ("reading refusing turns", section.refusing),
+        )
     ]
     return Answers(*turns)
 

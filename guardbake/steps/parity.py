@@ -27,6 +27,7 @@ from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Typography, batches
 from guardbake.vlm.runner import TorchRunner
 
+BATCH = 12  # prompts at a time: all their prefill logits are kept, for five runs
 CHUNK = 7  # a prompt is also fed in pieces of this many tokens, which divides no usual length
 
 
@@ -59,7 +60,6 @@ def measure(
     typography: Typography,
     section: ParitySection,
     runners: Mapping[str, Runner],
-    batch_size: int,
     advance: Advance,
 ) -> tuple[ParityReport, dict[str, tuple[Batch, Trace]]]:
     """Compare, and return the report with the runs that may serve as golden ones.
@@ -70,7 +70,7 @@ def measure(
     reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
     pairs: list[Pair] = []
     golden: dict[str, tuple[Batch, Trace]] = {}
-    for number, (some, batch) in enumerate(batches(vlm, samples, typography, batch_size)):
+    for number, (some, batch) in enumerate(batches(vlm, samples, typography, BATCH)):
         name = f"batch {number}"
         truth = reference.run(batch, section.steps)
         steps, fed = truth.tokens.shape[1], truth.tokens
@@ -87,7 +87,7 @@ def measure(
             golden[name] = batch, truth
             chunked = runners["tapped"].run(batch, steps, fed, chunk=CHUNK)
             pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
-        advance("parity", number * batch_size + len(some), len(samples))
+        advance("parity", number * BATCH + len(some), len(samples))
     gated = spec.sensor is not None
     return compare(pairs, budgets_of(section), gated), golden
 

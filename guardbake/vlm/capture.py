@@ -66,6 +66,7 @@ def capture_answers(
     sites: Sequence[Site],
     typography: Typography,
     batch_size: int,
+    progress: Progress,
 ) -> dict[Site, Rows]:
     """Mean row [N, d] a sample over the tokens of an assistant turn that it did not write itself.
 
@@ -85,6 +86,7 @@ def capture_answers(
         for site, tensor in recorded(vlm, sites, partial(session.step, chosen)).items():
             rows[site].append(tensor.mean(1).numpy())
         done += len(some)
+        progress(done, len(samples))
     return {site: np.concatenate(parts) for site, parts in rows.items()}
 
 
