@@ -27,8 +27,8 @@ _GUARD_OUTPUTS = ("guard_score", "guard_open")
 class OnnxRunner:
     """The Runner of a folder that OnnxExporter wrote, guarded or not.
 
-    threads: of onnxruntime's kernels, 0 for one a core. Sessions open on first use. A decoder with the input
-    `guard_state` gets it, starting at minus the prompt's length and then fed back.
+    threads: of onnxruntime's kernels, 0 for one a core. Sessions open on first use. A decoder with
+    the input `guard_state` gets it, starting at minus the prompt's length and then fed back.
     """
 
     def __init__(self, folder: Path, *, threads: int = 0) -> None:
