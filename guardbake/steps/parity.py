@@ -25,7 +25,7 @@ from guardbake.steps.rewrite import load_graph
 from guardbake.steps.split import Splits
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Typography, batches
-from guardbake.vlm.runner import TorchRunner
+from guardbake.vlm.runner import TorchRunner, in_float64
 
 BATCH = 12  # prompts at a time: all their prefill logits are kept, for five runs
 CHUNK = 7  # a prompt is also fed in pieces of this many tokens, which divides no usual length
@@ -64,8 +64,22 @@ def measure(
 ) -> tuple[ParityReport, dict[str, tuple[Batch, Trace]]]:
     """Compare, and return the report with the runs that may serve as golden ones.
 
-    runners: "candidate" the shipped graph, "tapped" the same with its FFN outputs exposed.
+    runners: "candidate" the shipped graph, "tapped" the same with its FFN outputs exposed. The
+    reference computes in float64, so that a difference is the candidate's own rounding.
     """
+    with in_float64(vlm):
+        return _measure(vlm, spec, splits, typography, section, runners, advance)
+
+
+def _measure(
+    vlm: Vlm,
+    spec: GuardSpec,
+    splits: Splits,
+    typography: Typography,
+    section: ParitySection,
+    runners: Mapping[str, Runner],
+    advance: Advance,
+) -> tuple[ParityReport, dict[str, tuple[Batch, Trace]]]:
     samples = mixed(splits.samples("parity"))
     reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
     pairs: list[Pair] = []

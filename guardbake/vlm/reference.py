@@ -25,8 +25,8 @@ class TorchGuard:
 
     Before every forward call set `attention_mask` [B, P + S]; `state` [B] int64 carries the
     verdict from call to call (-n undecided until real token n, 0 undecided until the end of the
-    call, 1 closed, 2 open). After a call: `score` [B, S] float32, `open` [B, S] bool and
-    `edited[site]` [B, S, d] are what the guard saw and did; without a sensor score is None.
+    call, 1 closed, 2 open). After a call: `score` [B, S] in float32 or wider, `open` [B, S] bool
+    and `edited[site]` [B, S, d] are what the guard saw and did; without a sensor score is None.
     """
 
     def __init__(self, spec: GuardSpec, state: Tensor) -> None:
@@ -45,7 +45,9 @@ class TorchGuard:
         """Read the sensor's site: x [B, S, d] in the model's dtype."""
         sensor = self.spec.sensor
         assert sensor is not None
-        self.score = (x.float() - self._centre) @ self._direction - sensor.threshold
+        x = _wide(x)
+        along = (x - self._centre.to(x.dtype)) @ self._direction.to(x.dtype)
+        self.score = along - sensor.threshold
         mask = self.attention_mask
         tokens = x.shape[1]
         real = mask[:, -tokens:].bool()
@@ -77,7 +79,7 @@ class TorchGuard:
     def edit(self, edit: Edit, tensors: _EditTensors, y: Tensor) -> Tensor:
         """y [B, S, d] with the edit where the gate is open, in y's dtype."""
         full = torch.finfo(y.dtype)
-        edited = tensors.apply(edit, y.float()).clamp(full.min, full.max).to(y.dtype)
+        edited = tensors.apply(edit, _wide(y)).clamp(full.min, full.max).to(y.dtype)
         if self.open is not None:
             edited = torch.where(self.open[..., None], edited, y)
         self.edited[edit.site] = edited
@@ -112,10 +114,11 @@ class _EditTensors:
         ]
 
     def apply(self, edit: Edit, y: Tensor) -> Tensor:
-        """The edit with the gate open, y [B, S, d] float32."""
+        """The edit with the gate open, y [B, S, d] float32 or float64."""
         if self.push is not None:
-            return y + edit.strength * self.push
-        removed: list[Tensor] = [alpha * ((y - mu) @ q) @ q.T for q, mu, alpha in self.branches]
+            return y + edit.strength * self.push.to(y.dtype)
+        branches = [(q.to(y.dtype), mu.to(y.dtype), alpha) for q, mu, alpha in self.branches]
+        removed: list[Tensor] = [alpha * ((y - mu) @ q) @ q.T for q, mu, alpha in branches]
         if edit.kind == "project":
             return y - removed[0]
         if edit.kind == "add":
@@ -124,6 +127,11 @@ class _EditTensors:
         total = sizes[0] + sizes[1] + EPS
         weighted: Tensor = (sizes[0] / total) * removed[0] + (sizes[1] / total) * removed[1]
         return y - weighted
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32, or as it is if that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @contextmanager

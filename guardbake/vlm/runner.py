@@ -6,7 +6,8 @@ compared with something independent of it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +132,19 @@ class Session:
         return hidden
 
 
+@contextmanager
+def in_float64(vlm: Vlm) -> Iterator[None]:
+    """The float32 model computing in float64: its own rounding out of the way of a comparison.
+
+    transformers keeps its norms and its rotary table in float32 even then.
+    """
+    vlm.model.double()
+    try:
+        yield
+    finally:
+        vlm.model.float()  # exact: every number was a float32
+
+
 class TorchRunner:
     """The `Runner` of the PyTorch reference. spec None: the undefended model."""
 
@@ -168,7 +182,7 @@ class TorchRunner:
             step_logits=logits,
             lengths=first_end(tokens, self.end_ids),
             valid=batch.attention_mask == 1,
-            guard_score=record.joined(record.scores),
+            guard_score=record.joined([score.float() for score in record.scores]),
             guard_open=record.joined(record.opens),
             guard_state=record.state(),
             taps=record.taps(),
