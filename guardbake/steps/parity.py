@@ -67,41 +67,29 @@ def measure(
     runners: "candidate" the shipped graph, "tapped" the same with its FFN outputs exposed. The
     reference computes in float64, so that a difference is the candidate's own rounding.
     """
-    with in_float64(vlm):
-        return _measure(vlm, spec, splits, typography, section, runners, advance)
-
-
-def _measure(
-    vlm: Vlm,
-    spec: GuardSpec,
-    splits: Splits,
-    typography: Typography,
-    section: ParitySection,
-    runners: Mapping[str, Runner],
-    advance: Advance,
-) -> tuple[ParityReport, dict[str, tuple[Batch, Trace]]]:
     samples = mixed(splits.samples("parity"))
     reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
     pairs: list[Pair] = []
     golden: dict[str, tuple[Batch, Trace]] = {}
-    for number, (some, batch) in enumerate(batches(vlm, samples, typography, BATCH)):
-        name = f"batch {number}"
-        truth = reference.run(batch, section.steps)
-        steps, fed = truth.tokens.shape[1], truth.tokens
-        pairs.append(
-            Pair(
-                name,
-                truth,
-                runners["tapped"].run(batch, steps, fed),
-                runners["candidate"].run(batch, section.steps),
-                undefended.run(batch, steps, fed),
+    with in_float64(vlm):
+        for number, (some, batch) in enumerate(batches(vlm, samples, typography, BATCH)):
+            name = f"batch {number}"
+            truth = reference.run(batch, section.steps)
+            steps, fed = truth.tokens.shape[1], truth.tokens
+            pairs.append(
+                Pair(
+                    name,
+                    truth,
+                    runners["tapped"].run(batch, steps, fed),
+                    runners["candidate"].run(batch, section.steps),
+                    undefended.run(batch, steps, fed),
+                )
             )
-        )
-        if number == 0:
-            golden[name] = batch, truth
-            chunked = runners["tapped"].run(batch, steps, fed, chunk=CHUNK)
-            pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
-        advance("parity", number * BATCH + len(some), len(samples))
+            if number == 0:
+                golden[name] = batch, truth
+                chunked = runners["tapped"].run(batch, steps, fed, chunk=CHUNK)
+                pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
+            advance("parity", number * BATCH + len(some), len(samples))
     gated = spec.sensor is not None
     return compare(pairs, budgets_of(section), gated), golden
 
