@@ -138,11 +138,12 @@ def in_float64(vlm: Vlm) -> Iterator[None]:
 
     transformers keeps its norms and its rotary table in float32 even then.
     """
-    vlm.model.double()
+    model: nn.Module = vlm.model  # whose own float() is untyped
+    model.double()
     try:
         yield
     finally:
-        vlm.model.float()  # exact: every number was a float32
+        model.float()  # exact: every number was a float32
 
 
 class TorchRunner:
