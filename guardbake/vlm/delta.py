@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils.logging import disable_progress_bar
 
 from guardbake.errors import (
     EnvironmentFault,
@@ -119,6 +120,7 @@ def load_base(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model in a GGUF file, dequantised to float32, and its tokenizer."""
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
+    disable_progress_bar()  # a bake shows its own
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # The weights are plain numbers by now, and a config that says otherwise cannot be saved.
     del model.config.quantization_config

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.vlm.catalog import Family, family_of
