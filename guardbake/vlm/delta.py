@@ -120,7 +120,7 @@ def load_base(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model in a GGUF file, dequantised to float32, and its tokenizer."""
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
-    disable_progress_bar()  # a bake shows its own
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # a bake shows its own
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # The weights are plain numbers by now, and a config that says otherwise cannot be saved.
     del model.config.quantization_config

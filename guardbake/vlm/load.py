@@ -57,6 +57,7 @@ def load_vlm(
     family = family_of(config)
     check_weights(folder)
     loader: Any = AutoModelForImageTextToText  # its stubs do not know output_loading_info
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # a bake shows its own
     model, report = loader.from_pretrained(
         folder,
         config=config,
