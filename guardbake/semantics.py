@@ -62,11 +62,14 @@ def gate_by_sequence(scores: Array, attention_mask: Array, state: Array) -> tupl
     scores [B, S] float; attention_mask [B, P + S] of 0 and 1; state [B] int64: -n while the prompt
     ends at real token n, 0 if it ends with this call, 1 closed, 2 open.
     Returns open [B, S] bool and the next state [B]. Earlier prompt tokens are never edited, so the
-    prompt's cache does not depend on the gate: whole, chunked, cached and padded runs agree.
+    prompt's cache does not depend on the gate: whole, chunked, cached and padded runs agree. A
+    prompt whose end was fed before without a verdict (a caller's slip) opens: a guard fails closed.
     """
     tokens = scores.shape[1]
     rank = np.cumsum(attention_mask, axis=1)
     real = attention_mask[:, -tokens:] == 1
+    missed = (state < UNDECIDED) & (rank[:, -1] - real.sum(axis=1) >= -state)
+    state = np.where(missed, OPEN, state)
     end = np.where(state == UNDECIDED, rank[:, -1], -state)[:, None]
     rank = rank[:, -tokens:]
     asked = real & (rank == end) & (state <= UNDECIDED)[:, None]

@@ -289,6 +289,14 @@ def test_a_decided_state_ignores_later_scores() -> None:
     assert state.tolist() == [law.CLOSED, law.OPEN]
 
 
+def test_a_prompt_whose_end_was_missed_opens() -> None:
+    """Four tokens are cached; the first row's end, 3, is among them and was never asked."""
+    scores, mask = np.full((3, 2), -1.0), np.ones((3, 6), np.int64)
+    opened, state = law.gate_by_sequence(scores, mask, np.array([-3, -5, -7]))
+    assert opened.tolist() == [[True, True], [False, False], [False, False]]
+    assert state.tolist() == [law.OPEN, law.CLOSED, -7]
+
+
 def test_a_row_of_padding_stays_undecided() -> None:
     opened, state = law.gate_by_sequence(
         np.ones((2, 2)), np.zeros((2, 2), np.int64), np.array([0, -3])

@@ -103,7 +103,11 @@ def sequence_gate_function(name: str, opset: int) -> ir.Function:
     """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64."""
     op = _Body(["score", "attention_mask", "state"])
     rank, real, total = _real_tokens(op)
-    state = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
+    given = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
+    here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.INT64}), op.ints(1)])
+    past_end = op("GreaterOrEqual", [op("Sub", [total, here]), op("Neg", [given])])
+    missed = op("And", [op("Less", [given, op.ints(UNDECIDED)]), past_end])
+    state = op("Where", [missed, op.ints(OPEN), given])
     undecided = op("LessOrEqual", [state, op.ints(UNDECIDED)])
     ends_here = op("Equal", [state, op.ints(UNDECIDED)])
     end = op("Where", [ends_here, total, op("Neg", [state])])

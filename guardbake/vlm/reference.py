@@ -68,7 +68,11 @@ class TorchGuard:
             return real
         if state == CLOSED:
             return torch.zeros_like(real)
-        end = -state if state < 0 else int(self.attention_mask[row].sum())
+        fed = int(self.attention_mask[row].sum())
+        end = -state if state < 0 else fed
+        if state < 0 and fed - int(real.sum()) >= end:  # the end went by unasked: fail closed
+            self.state[row] = OPEN
+            return real
         decider = real & (position == end)
         if not decider.any():
             return torch.zeros_like(real)

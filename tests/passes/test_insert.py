@@ -52,6 +52,18 @@ def test_the_graph_computes_the_law(lab: Any, guard: Any, profile: str, kind: st
         assert 0 < expected["guard_open"].sum() < expected["guard_open"].size
 
 
+def test_a_prompt_whose_end_was_missed_opens_in_the_graph(lab: Any, guard: Any) -> None:
+    """Tokens fed before, in the mask alone: ends missed, in this call, and still to come."""
+    feeds = dict(lab.feeds())
+    cached = np.ones((4, 4), np.int64)
+    feeds["attention_mask"] = np.concatenate([cached, feeds["attention_mask"]], axis=1)
+    feeds["guard_state"] = np.array([-3, -6, -4, -20], np.int64)
+    spec, toy = guard("sequence", "care"), lab.toy()
+    expected = toy.law(spec, feeds)
+    assert expected["guard_state_out"].tolist()[::2] == [2, 2]
+    agree(lab.run(lab.insert(toy, spec), feeds), expected)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_several_edits_each_at_its_own_layer(lab: Any, guard: Any, profile: str) -> None:
     spec, toy = guard(profile, "care", edits=(1, 2)), lab.toy()

@@ -229,6 +229,19 @@ def test_the_gate_is_the_law_s(
         start = stop
 
 
+def test_a_prompt_whose_end_was_missed_opens(guard: Any) -> None:
+    """As in the law: four tokens are in the mask alone, the first row's end is among them."""
+    scores, mask = np.full((3, 2), -1.0, np.float32), np.ones((3, 6), np.int64)
+    state = np.array([-3, -5, -7])
+    reference = TorchGuard(plain_sensor(guard, "sequence"), torch.from_numpy(state.copy()))
+    reference.attention_mask = torch.from_numpy(mask)
+    reference.sense(torch.from_numpy(np.stack([scores, np.zeros_like(scores)], axis=-1)))
+    expected, after = law.gate_by_sequence(scores, mask, state)
+    assert reference.open is not None
+    assert reference.open.tolist() == expected.tolist()
+    assert reference.state.tolist() == after.tolist() == [2, 1, -7]
+
+
 # ---- other dtypes
 
 
