@@ -121,8 +121,9 @@ def test_a_second_bake_finds_everything_done_and_gives_the_same_bytes(
     assert ended.pop("publish") is False
     assert ended
     assert all(ended.values()), ended
-    for path in sorted(baked.bundle.iterdir()):
-        assert (build / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    for path in sorted(p for p in baked.bundle.rglob("*") if p.is_file()):
+        name = path.relative_to(baked.bundle)
+        assert (build / "again" / name).read_bytes() == path.read_bytes(), name
 
 
 def test_verify_and_parity_and_inspect_and_doctor_pass(
@@ -176,7 +177,8 @@ def test_the_unguarded_graph_in_the_bundle_is_found(run: Run, baked: Baked, copy
 
 def test_an_altered_guard_pack_is_refused(run: Run, copy: Path) -> None:
     path = copy / "guard.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 0x80]))  # the sign of the last number
     assert run("inspect", path) == 6
     assert run("verify", copy) == 6
 
@@ -231,11 +233,15 @@ def test_apply_refuses_and_leaves_nothing(run: Run, baked: Baked, tmp_path: Path
         node.metadata_props.clear()
     ir.save(model, source / "decoder.onnx")
     refused(3)  # the site is missing
-    for node in list(model.graph)[:2]:
-        node.outputs[0].name = spec.edits[0].site.onnx_value
-    broken = ir.to_proto(model).SerializeToString()
-    (source / "decoder.onnx").write_bytes(broken)
+    layer = spec.edits[0].site.layer
+    other = next(v for n in model.graph for v in n.outputs if v is not edited and v.uses())
+    edited.name = f"/model/layers.{layer}/mlp/down_proj/MatMul_output_0"
+    other.name = f"/model/layers.{layer}/mlp/fc2/MatMul_output_0"
+    ir.save(model, source / "decoder.onnx")
     refused(3)  # the site is there twice
+    other.name = edited.name
+    (source / "decoder.onnx").write_bytes(ir.to_proto(model).SerializeToString())
+    refused(9)  # two values of one name are no graph
     (source / "decoder.onnx").write_bytes(b"no graph")
     refused(9)
     (source / "decoder.onnx").unlink()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from guardbake.errors import GuardbakeError, ResourceFault, UsageError
 
 PARTIAL = ".guardbake-partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy drops the errno
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -63,6 +65,8 @@ def _disk_full(error: BaseException | None) -> str:
     while error is not None and error not in seen:
         if isinstance(error, OSError) and error.errno in _FULL:
             return os.strerror(error.errno)
+        if isinstance(error, OSError) and _SHORT_WRITE.search(str(error)):
+            return f"a short write ({error})"
         # safetensors and protobuf wrap the system's error in text
         for code in _FULL[:2]:
             if os.strerror(code) in str(error) and not isinstance(error, OSError):

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.serde import SerdeError
 
 from guardbake.artifact import load_guard
 from guardbake.bundle.canonical import parse
@@ -141,7 +142,7 @@ def load_graph(path: Path) -> ir.Model:
     """Read the graph without its external data; raises IntegrityError if it is not one."""
     try:
         return ir.load(path)
-    except (DecodeError, *_ALTERED) as error:
+    except (DecodeError, SerdeError, *_ALTERED) as error:
         _amiss(f"a file that is not an ONNX graph ({error})", "an ONNX graph", path)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.serde import SerdeError
 
 from guardbake.errors import MalformedError
 from guardbake.passes.insert import InsertGuard
@@ -18,7 +19,7 @@ def load_graph(path: Path) -> ir.Model:
     """The graph with its weights left on disk; MalformedError if it is not ONNX."""
     try:
         return ir.load(path)
-    except (OSError, DecodeError, ValueError, KeyError) as error:
+    except (OSError, DecodeError, SerdeError, ValueError, KeyError) as error:
         raise MalformedError(
             found=f"{type(error).__name__}: {error}",
             expected="an ONNX graph",
