@@ -380,16 +380,16 @@ def test_an_interrupted_bake_goes_on_where_it_was(tmp_path: Path, checkpoint: Pa
     command = [sys.executable, "-m", "guardbake", "bake", str(_recipe(tmp_path))]
     command += ["-o", str(tmp_path / "build" / "out"), "--progress", "json"]
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    first = subprocess.Popen(
+    with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
-    )
-    assert first.stderr is not None
-    for line in first.stderr:
-        if line.startswith("{") and json.loads(line) == {"event": "begin", "stage": "export"}:
-            first.send_signal(signal.SIGINT)
-            break
-    rest = first.stderr.read()
-    assert first.wait() == 130, rest[-2000:]
+    ) as first:
+        assert first.stderr is not None
+        for line in first.stderr:
+            if line.startswith("{") and json.loads(line) == {"event": "begin", "stage": "export"}:
+                first.send_signal(signal.SIGINT)
+                break
+        rest = first.stderr.read()
+        assert first.wait() == 130, rest[-2000:]
     assert not (tmp_path / "build" / "out").exists()
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr[-2000:]
