@@ -381,7 +381,13 @@ def test_an_interrupted_bake_goes_on_where_it_was(tmp_path: Path, checkpoint: Pa
     command += ["-o", str(tmp_path / "build" / "out"), "--progress", "json"]
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        # a shell starts background jobs, and so perhaps these tests, with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as first:
         assert first.stderr is not None
         for line in first.stderr:
