@@ -358,6 +358,16 @@ def test_a_guard_that_does_harm_is_not_written(
     assert "degenerate" in told
 
 
+def test_the_sign_test_writes_nothing_for_the_twin_that_loses_the_thread(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The toy Qwen2.5-VL through the front half of the chain, to the refusal its recipe states."""
+    out = tmp_path / "build" / "twin"
+    assert run("bake", models_root() / "tiny-qwen2_5_vl.toml", "-o", out) == 5
+    assert "does not rise" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_guard_of_another_boundary_is_refused(run: Run, baked: Baked, tmp_path: Path) -> None:
     """The same numbers under another boundary are another guard: the digest says so."""
     path = tmp_path / "guard.safetensors"
