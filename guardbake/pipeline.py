@@ -29,6 +29,7 @@ from guardbake.bundle.publish import publish
 from guardbake.bundle.stages import Workspace, run_stage
 from guardbake.bundle.verify import verify_bundle
 from guardbake.check.certificate import certificate, to_markdown
+from guardbake.check.golden import save_golden
 from guardbake.plugins import find_engine_builder, find_exporter, find_runner
 from guardbake.recipe import Recipe, load_recipe, require_layers
 from guardbake.spec import GuardSpec
@@ -226,7 +227,7 @@ class Bake:
                     self.reporter.advance,
                 )
             write_record(folder / "parity.json", report.to_json())
-            parity.write_golden(folder / GOLDEN, golden, spec)
+            save_golden(folder / GOLDEN, golden, spec.digest)
 
         return self.stage("parity", key, build)
 

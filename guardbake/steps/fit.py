@@ -22,7 +22,7 @@ from guardbake.steps.split import Splits
 from guardbake.vlm.behaviour import Questions
 from guardbake.vlm.capture import capture, capture_answers, every_site
 from guardbake.vlm.load import Vlm
-from guardbake.vlm.requests import Typography, in_form
+from guardbake.vlm.requests import Typography
 
 FIT_FORMS: tuple[Form, ...] = ("text", "typographic")
 
@@ -105,7 +105,7 @@ def _answers(
     if not layers:
         return Answers({}, {})
     sites = [Site(layer, "ffn_output") for layer in layers]
-    harmful = [s for s in in_form(splits.samples("fit", ("text",)), "text") if s.label == "harmful"]
+    harmful = [s for s in splits.samples("fit", ("text",)) if s.label == "harmful"]
     turns = [
         capture_answers(vlm, harmful, texts, sites, typography, size, partial(advance, what))
         for what, texts in (

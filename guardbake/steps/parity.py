@@ -12,7 +12,6 @@ import onnx_ir as ir
 from guardbake.batch import Batch
 from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import DECODER
-from guardbake.check.golden import save_golden
 from guardbake.check.parity import Pair, ParityReport, compare
 from guardbake.passes.tap import TapEdits
 from guardbake.plugins import Runner, Trace
@@ -92,7 +91,3 @@ def measure(
             advance("parity", number * BATCH + len(some), len(samples))
     gated = spec.sensor is not None
     return compare(pairs, budgets_of(section), gated), golden
-
-
-def write_golden(path: Path, runs: Mapping[str, tuple[Batch, Trace]], spec: GuardSpec) -> None:
-    save_golden(path, runs, spec.digest)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from guardbake.batch import Batch
-from guardbake.samples import Form, Sample
+from guardbake.samples import Sample
 from guardbake.samples.typography import Tokenizer, blank, clean, draw_cells, fits, pieces_of
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.tokens import Request, collate
@@ -34,10 +34,6 @@ def request_of(sample: Sample, typography: Typography, tokenizer: Tokenizer) -> 
 def drawable(prompt: str, typography: Typography, tokenizer: Tokenizer) -> bool:
     """Whether the prompt can be shown in every form."""
     return bool(clean(prompt)) and fits(prompt, tokenizer, typography.columns, typography.rows)
-
-
-def in_form(samples: Sequence[Sample], form: Form) -> list[Sample]:
-    return [sample for sample in samples if sample.form == form]
 
 
 def batches(
