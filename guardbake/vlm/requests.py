@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from guardbake.batch import Batch
 from guardbake.samples import Sample
+from guardbake.samples.pictures import open_picture
 from guardbake.samples.typography import Tokenizer, blank, clean, draw_cells, fits, pieces_of
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.tokens import Request, collate
@@ -22,7 +23,12 @@ class Typography:
 
 
 def request_of(sample: Sample, typography: Typography, tokenizer: Tokenizer) -> Request:
-    """(text, image or None) for one sample; every form uses the same cleaned words."""
+    """(text, image or None) for one sample; every drawn form uses the same cleaned words.
+
+    Form "image" is asked as it was published: its own words, its own picture.
+    """
+    if sample.image is not None:
+        return sample.prompt, open_picture(sample.image, f"{sample.source} [{sample.index}]")
     words, size = clean(sample.prompt), (typography.columns, typography.rows)
     if sample.form == "text":
         return words, None

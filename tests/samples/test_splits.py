@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from guardbake.errors import RecipeError
 from guardbake.samples import Label
+from guardbake.samples.collect import collect, in_forms
 from guardbake.samples.readers import Prompt
-from guardbake.samples.splits import normalised, prove_disjoint, take
+from guardbake.samples.splits import identity, normalised, prove_disjoint, take
 
 
 def _prompts(*texts: str, source: str = "ours", label: Label = "harmless") -> list[Prompt]:
@@ -70,3 +73,34 @@ def test_take_counts_equal_prompts_once() -> None:
         take(_prompts("x", "X", "y"), 3, seed=0)
     with pytest.raises(RecipeError, match="draw of 0"):
         take(_prompts("x"), 0, seed=0)
+
+
+def test_the_same_request_in_another_wrapping_is_overlap() -> None:
+    wrapped = Prompt(
+        "Pretend. Name a zebra now", "harmful", "j", 4, goal="name a ZEBRA", family="w"
+    )
+    with pytest.raises(RecipeError, match=r"ours \[0\] and j \[4\]"):
+        prove_disjoint({"fit": _prompts("Name a zebra."), "test": [wrapped]})
+
+
+def test_one_text_beside_two_pictures_is_two_prompts(tmp_path: Path) -> None:
+    names = [Path("a/1.png"), Path("b/1.png"), Path("b/2.png"), b"1", b"2"]
+    prompts = [Prompt("look", "harmful", "j", i, image=n, goal=str(i)) for i, n in enumerate(names)]
+    assert len({identity(p) for p in prompts}) == 4  # wherever the folder lies, 1.png is 1.png
+    assert len(take(prompts, 4, seed=0)) == 4
+    both = prove_disjoint({"a": prompts[:1]})["a"], prove_disjoint({"a": prompts[2:3]})["a"]
+    assert both[0] != both[1]
+
+
+def test_a_prompt_with_a_picture_has_one_form_and_is_not_asked_to_be_drawable(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "list.txt").write_text("Name a tree\nName a bird!\n")
+    assert len(collect(["file:list.txt"], "harmless", tmp_path, None, lambda p: "!" not in p)) == 1
+    shown = Prompt("What is this?", "harmless", "b", 0, image=b"x", family="f")
+    samples = in_forms([shown, *_prompts("x")], ("text", "blank"))
+    assert [(s.form, s.image, s.family) for s in samples] == [
+        ("text", None, ""),
+        ("blank", None, ""),
+        ("image", b"x", "f"),
+    ]
