@@ -1,92 +1,19 @@
-"""Verdicts into counts: rates with 95 % intervals, the behaviour table, and a paired test."""
+"""Verdicts into counts: the behaviour table, rates beside rates and the paired changes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from guardbake.errors import UsageError
 from guardbake.evaluate.judges import Verdict
+from guardbake.evaluate.statistics import Rate, mcnemar_exact
 from guardbake.samples import FORMS, Form, Label
 
 Arm = Literal["unguarded", "guarded"]
 ARMS: tuple[Arm, ...] = ("unguarded", "guarded")
 LABELS: tuple[Label, ...] = ("harmful", "harmless")
-
-# Two-sided 95 % point of the normal distribution.
-Z95 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Rate:
-    """`count` of `total`, with the Wilson score interval at 95 % (Wilson 1927).
-
-    Unlike the normal approximation it keeps a sensible width at 0 of n and n of n.
-    Raises UsageError unless 0 <= count <= total and total >= 1.
-    """
-
-    count: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if not (self.total >= 1 and 0 <= self.count <= self.total):
-            raise UsageError(
-                found=f"{self.count} of {self.total}",
-                expected="a count between 0 and a total of at least 1",
-                where="a rate",
-                remedy="count over a group that has samples",
-            )
-
-    @property
-    def value(self) -> float:
-        return self.count / self.total
-
-    @property
-    def low(self) -> float:
-        return self._centre() - self._half_width()
-
-    @property
-    def high(self) -> float:
-        return 1.0 if self.count == self.total else self._centre() + self._half_width()
-
-    def _centre(self) -> float:
-        return (self.count + Z95**2 / 2) / (self.total + Z95**2)
-
-    def _half_width(self) -> float:
-        spread = self.count * (self.total - self.count) / self.total + Z95**2 / 4
-        return Z95 * math.sqrt(spread) / (self.total + Z95**2)
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] ({self.count}/{self.total})"
-
-    def to_json(self) -> dict[str, float | int]:
-        return {
-            "count": self.count,
-            "total": self.total,
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-        }
-
-
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test from the two discordant counts (McNemar 1947).
-
-    Under the null each discordant pair falls to either side with probability 1/2. No discordant
-    pair: 1. Raises UsageError for a negative count.
-    """
-    if min(only_first, only_second) < 0:
-        raise UsageError(
-            found=f"discordant counts {only_first} and {only_second}",
-            expected="counts of at least 0",
-            where="McNemar's test",
-            remedy="count pairs",
-        )
-    pairs = only_first + only_second
-    tail = sum(math.comb(pairs, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / (1 << pairs))
 
 
 @dataclass(frozen=True)
