@@ -1,7 +1,7 @@
 """Subspaces of activations in float64: safety directions and discriminative subspaces.
 
 With a few hundred samples in a few thousand dimensions no d x d matrix is needed: every solution
-lies in the span of the samples, so the problem is solved there exactly.
+follows exactly from the samples' inner products.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from guardbake.errors import MalformedError
 Matrix = npt.NDArray[np.float64]
 Ridge = float | Literal["ledoit-wolf"]
 ORTHONORMAL = 1e-10
+SPANNED = 1e-12  # of the largest squared singular value: above the rounding of a Gram matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +31,23 @@ class Subspace:
     spectrum: Matrix
 
 
-def _rows(array: npt.ArrayLike, where: str, least: int) -> Matrix:
-    rows = np.asarray(array, dtype=np.float64)
+def finite_rows(array: npt.ArrayLike, where: str, least: int) -> Matrix:
+    """[N, d] in float64. float16 is refused: what it has lost no later precision brings back."""
+    given = np.asarray(array)
+    if given.dtype == np.float16:
+        raise MalformedError(
+            found="activations in float16",
+            expected="float32 or wider: sums of squares overflow, and small directions are lost",
+            where=where,
+            remedy="capture again, which gives float32 whatever the model's own precision",
+        )
+    rows = given.astype(np.float64)
     if rows.ndim != 2 or len(rows) < least or not np.isfinite(rows).all():
         raise MalformedError(
             found=f"activations of shape {rows.shape}, finite: {bool(np.isfinite(rows).all())}",
             expected=f"at least {least} finite rows",
             where=where,
-            remedy="give more samples, or capture again in float32",
+            remedy="give more samples or ask for a smaller rank; if not finite, capture again",
         )
     return rows
 
@@ -64,7 +74,7 @@ def safety_directions(harmful: npt.ArrayLike, harmless: npt.ArrayLike, rank: int
     A singular vector's sign is arbitrary: each is turned towards the mean difference.
     """
     where = "safety directions"
-    a, b = _rows(harmful, where, rank), _rows(harmless, where, rank)
+    a, b = finite_rows(harmful, where, rank), finite_rows(harmless, where, rank)
     if a.shape != b.shape:
         raise MalformedError(
             found=f"{a.shape} harmful and {b.shape} harmless rows",
@@ -83,7 +93,7 @@ def mean_difference(harmful: npt.ArrayLike, harmless: npt.ArrayLike) -> Matrix:
     """mean(harmful) - mean(harmless), [d], not normalised: its length is the push of one step."""
     where = "mean difference"
     return np.asarray(
-        _rows(harmful, where, 2).mean(axis=0) - _rows(harmless, where, 2).mean(axis=0)
+        finite_rows(harmful, where, 2).mean(axis=0) - finite_rows(harmless, where, 2).mean(axis=0)
     )
 
 
@@ -111,37 +121,64 @@ def discriminative_subspace(
 
     malicious [N, d], benign [M, d]. Generalised eigenvectors of (C_m, C_b + e I): C_m about the
     benign mean, so that the mean shift counts; C_b the benign covariance; e = ridge * tr(C_b) / d,
-    or Ledoit-Wolf's shrinkage of C_b. Solved exactly in the samples' span: for an eigenvalue above
-    zero, e x = C_m x / lambda - C_b x lies in it. The basis is orthonormalised by QR in order.
+    or Ledoit-Wolf's shrinkage of C_b. The basis is orthonormalised by QR in order.
     """
     where = "discriminative subspace"
-    bad, good = _rows(malicious, where, rank), _rows(benign, where, 2)
+    bad, good = finite_rows(malicious, where, rank), finite_rows(benign, where, 2)
     centre = good.mean(axis=0)
-    bad, good = bad - centre, good - centre
-    width = good.shape[1]
-    _, sizes, right = np.linalg.svd(np.concatenate([bad, good]), full_matrices=False)
-    span = right[sizes > sizes[0] * 1e-12]
-    if rank > len(span):
+    bad -= centre
+    good -= centre
+    mean_variance = float(np.vdot(good, good)) / good.size
+    _require_ridge(ridge, mean_variance, where)
+    weight = shrinkage(good) if ridge == "ledoit-wolf" else None
+    kept, added = (1.0, float(ridge)) if weight is None else (1 - weight, weight)
+    added *= mean_variance
+    values, vectors = generalised_eigenvectors(bad, np.sqrt(kept) * good, added, rank, where)
+    return Subspace(_orthonormal(vectors), centre, values)
+
+
+def generalised_eigenvectors(
+    bad: Matrix, good: Matrix, added: float, rank: int, where: str
+) -> tuple[Matrix, Matrix]:
+    """The `rank` largest of C_m x = lambda (C_b + added I) x: lambda [k], x [d, k] of any length.
+
+    bad [N, d] and good [M, d] are centred already; C = rows^T rows / count. With fewer samples than
+    dimensions no d x d matrix is formed: an eigenvector of an eigenvalue above zero is
+    x = (C_b + added I)^-1 bad^T u, the inverse is Woodbury's and needs the Gram matrices alone, and
+    u is an ordinary eigenvector of N x N numbers. Raises MalformedError (where) if the malicious
+    rows do not span `rank` dimensions, or if nothing is added to C_b.
+    """
+    if not added > 0:
         raise MalformedError(
-            found=f"rank {rank} asked of samples that span {len(span)}",
+            found=f"{added} added to the benign covariance of {len(good)} rows",
+            expected="a ridge above zero",
+            where=where,
+            remedy="give a ridge such as 0.1: these rows leave Ledoit-Wolf nothing to shrink by",
+        )
+    count, width = bad.shape
+    good = good / np.sqrt(len(good))
+    small = max(count, len(good)) < width
+    moment = bad @ bad.T if small else bad.T @ bad
+    sizes = np.linalg.eigvalsh(moment)
+    spans = int((sizes > SPANNED * sizes[-1]).sum()) if sizes[-1] > 0 else 0
+    if rank > spans:
+        raise MalformedError(
+            found=f"rank {rank} asked of malicious samples that span {spans}",
             expected="a rank within the span",
             where=where,
             remedy="lower the rank or give more samples",
         )
-    bad_in, good_in = bad @ span.T, good @ span.T
-    moment = bad_in.T @ bad_in / len(bad)
-    covariance = good_in.T @ good_in / len(good)
-    mean_variance = float((good**2).sum()) / len(good) / width
-    _require_ridge(ridge, mean_variance, where)
-    if ridge == "ledoit-wolf":
-        weight = shrinkage(good)
-        covariance = (1 - weight) * covariance + weight * mean_variance * np.eye(len(span))
-    else:
-        covariance = covariance + float(ridge) * mean_variance * np.eye(len(span))
-    top = (len(span) - rank, len(span) - 1)
-    values, vectors = scipy.linalg.eigh(moment, covariance, subset_by_index=top)
-    basis = _orthonormal(span.T @ vectors[:, ::-1])
-    return Subspace(basis, centre, values[::-1])
+    top = (len(sizes) - rank, len(sizes) - 1)
+    if not small:
+        covariance = good.T @ good + added * np.eye(width)
+        values, vectors = scipy.linalg.eigh(moment / count, covariance, subset_by_index=top)
+        return values[::-1], vectors[:, ::-1]
+    lower = scipy.linalg.cholesky(good @ good.T + added * np.eye(len(good)), lower=True)
+    shared = scipy.linalg.solve_triangular(lower, good @ bad.T, lower=True)
+    values, u = scipy.linalg.eigh(moment - shared.T @ shared, subset_by_index=top)
+    u = u[:, ::-1]
+    inside = scipy.linalg.solve_triangular(lower, shared @ u, lower=True, trans="T")
+    return values[::-1] / (count * added), bad.T @ u - good.T @ inside
 
 
 def _require_ridge(ridge: Ridge, mean_variance: float, where: str) -> None:
@@ -166,7 +203,7 @@ def discriminant_direction(
     harmless means, so that one threshold serves all forms.
     """
     where = "discriminant direction"
-    bad, good = _rows(harmful, where, 2), _rows(harmless, where, 2)
+    bad, good = finite_rows(harmful, where, 2), finite_rows(harmless, where, 2)
     rows = np.concatenate([bad, good])
     label = np.r_[np.ones(len(bad), bool), np.zeros(len(good), bool)]
     group = np.asarray(groups)

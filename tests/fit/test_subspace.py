@@ -76,6 +76,16 @@ def test_the_small_problem_has_the_dense_solution(
     assert np.abs(found.centre - harmless.mean(axis=0)).max() < 1e-12
 
 
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, "ledoit-wolf"])
+def test_outlier_dimensions_cost_no_digits(ridge: Ridge) -> None:
+    """Two dimensions 300 times as large as the others, as residual streams have them."""
+    harmful, harmless = samples(4, 60, 50, 400)
+    for rows in (harmful, harmless):
+        rows[:, [3, 17]] *= 300
+    found = discriminative_subspace(harmful, harmless, 8, ridge)
+    assert largest_angle(found.basis, dense(harmful, harmless, 8, ridge)[0]) < 1e-9
+
+
 def test_the_angle_is_not_blind() -> None:
     """Another ridge or another rank of the same data is another subspace by far more than 1e-9."""
     harmful, harmless = samples(3, 12, 15, 200)
@@ -136,7 +146,7 @@ def test_what_cannot_be_solved_is_refused(rank: int, ridge: float, says: str) ->
 def test_a_rank_beyond_the_span_of_the_samples_is_refused() -> None:
     rng = np.random.default_rng(0)
     flat = rng.standard_normal((40, 3)) @ rng.standard_normal((3, 24))
-    with pytest.raises(MalformedError, match="rank 4 asked of samples that span 3"):
+    with pytest.raises(MalformedError, match="rank 4 asked of malicious samples that span 3"):
         discriminative_subspace(flat[:20], flat[20:], 4, 0.1)
 
 
@@ -170,6 +180,22 @@ def test_float32_rows_are_solved_in_float64() -> None:
     again = discriminative_subspace(*(rows.astype(np.float64) for rows in single), 3, 0.1)
     assert found.basis.dtype == np.float64
     assert found.basis.tobytes() == again.basis.tobytes()
+
+
+def test_two_benign_rows_leave_ledoit_wolf_nothing_to_shrink_by() -> None:
+    harmful, harmless = samples(0, 12, 2, 24)
+    with pytest.raises(MalformedError, match="ridge above zero"):
+        discriminative_subspace(harmful, harmless, 2, "ledoit-wolf")
+    assert discriminative_subspace(harmful, harmless, 2, 0.1).basis.shape == (24, 2)
+
+
+def test_a_rank_beyond_the_malicious_samples_is_refused_however_many_benign_there_are() -> None:
+    """Beyond their span an eigenvalue is zero: the direction would be one of nothing."""
+    harmful, harmless = samples(0, 5, 40, 64)
+    with pytest.raises(MalformedError, match="at least 6"):
+        discriminative_subspace(harmful, harmless, 6, 0.1)
+    with pytest.raises(MalformedError, match="rank 6 asked of malicious samples that span 5"):
+        discriminative_subspace(np.repeat(harmful, 2, axis=0), harmless, 6, 0.1)
 
 
 # ---- safety directions
