@@ -26,7 +26,8 @@ _DIGESTED = (".json", ".jinja", ".model", ".safetensors", ".txt")
 class Vlm:
     """A loaded VLM.
 
-    model: in eval mode, attention "sdpa", parameters in the dtype asked for, on the CPU.
+    model: in eval mode, attention "sdpa", parameters in the dtype asked for, on the CPU, without
+      gradients of their own: whoever differentiates here does so by activations or pixels.
     processor: the checkpoint's own processor; untyped because transformers builds it at run time.
     model_digest: sha256 of the checkpoint's weight, configuration and tokenizer files.
     """
@@ -79,7 +80,8 @@ def load_vlm(
     processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
         folder, local_files_only=True
     )
-    return Vlm(model.eval(), processor, family, folder, digest_checkpoint(folder))
+    model.eval().requires_grad_(False)
+    return Vlm(model, processor, family, folder, digest_checkpoint(folder))
 
 
 def check_weights(folder: Path) -> None:

@@ -41,16 +41,19 @@ class Prompt:
     mask: Tensor
 
 
-def prepare(vlm: Vlm, batch: Batch) -> Prompt:
-    """Embeddings with image features in their places, and positions, as transformers has them."""
+def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
+    """Embeddings with image features in their places, and positions, as transformers has them.
+
+    pixels: in place of the batch's own pixel_values, of their shape; gradients reach them.
+    """
     inner: Any = vlm.model.model
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
     embeds = vlm.model.get_input_embeddings()(ids)
     grid = None if batch.image_grid_thw is None else torch.from_numpy(batch.image_grid_thw)
     if batch.pixel_values is not None:
-        pixels = torch.from_numpy(batch.pixel_values).to(embeds.dtype)
+        shown = torch.from_numpy(batch.pixel_values) if pixels is None else pixels
         extra = () if grid is None else (grid,)
-        features = inner.get_image_features(pixels, *extra).pooler_output
+        features = inner.get_image_features(shown.to(embeds.dtype), *extra).pooler_output
         flat = torch.cat(list(features)).reshape(-1, embeds.shape[-1]).to(embeds.dtype)
         place = torch.from_numpy(batch.image_mask)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(place, flat)
