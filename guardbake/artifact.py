@@ -26,6 +26,7 @@ from guardbake.spec import (
     ModelIdentity,
     Sensor,
     Vector,
+    header,
     header_json,
     tensors,
 )
@@ -64,7 +65,7 @@ def load_guard(path: Path) -> GuardSpec:
     try:
         spec = _spec_from(head, arrays)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _malformed(path, f"a header that lacks or mistypes {error}") from error
+        raise _malformed(path, f"a header that lacks, adds or mistypes {error}") from error
     if spec.digest != digest:
         raise IntegrityError(
             found=f"content with digest {spec.digest[:16]}",
@@ -132,11 +133,21 @@ def _spec_from(head: dict[str, Any], arrays: dict[str, Vector]) -> GuardSpec:
                 arrays[f"{site}.{b['modality']}.basis"],
                 arrays[f"{site}.{b['modality']}.centre"],
                 b["strength"],
+                arrays.get(f"{site}.{b['modality']}.gains"),
             )
             for b in entry["branches"]
         )
-        push = arrays.get(f"{site}.push")
-        edits.append(Edit(site, entry["kind"], branches, push, entry["strength"]))
+        edits.append(
+            Edit(
+                site,
+                entry["kind"],
+                branches,
+                arrays.get(f"{site}.push"),
+                entry["strength"],
+                entry.get("fusion", "adaptive"),
+                arrays.get(f"{site}.reference"),
+            )
+        )
     spec = GuardSpec(
         ModelIdentity(**head["model"]),
         head["method"],
@@ -148,6 +159,8 @@ def _spec_from(head: dict[str, Any], arrays: dict[str, Vector]) -> GuardSpec:
     extra = sorted(set(arrays) - set(tensors(spec)))
     if extra:
         raise ValueError(f"tensors nobody reads: {extra}")
+    if header(spec) != head:
+        raise ValueError("entries nobody reads, or in another spelling")
     return spec
 
 

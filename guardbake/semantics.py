@@ -4,35 +4,42 @@ One sensor reads a score, a gate decides, one edit per site changes the FFN outp
 
     score    s   = (x - mu_g) . v - tau                   x at the sensor's site
     branch   z_m = (y - mu_m) Q_m                         Q_m [d, k_m] orthonormal
-    size     n_m = alpha_m ||z_m||                        == ||y_m' - y||
+    part     p_m = alpha_m (gains_m * z_m) Q_m^T          gains_m [k_m], all ones unless given
+    size     n_m = ||p_m||                                == alpha_m ||gains_m * z_m||
     weight   w_m = n_m / (n_visual + n_text + eps)        per token
-    care     y'  = y - sum_m w_m alpha_m z_m Q_m^T        CARE, arXiv 2603.27240
-    project  y'  = y - alpha z Q^T                        one branch
-    add      y'  = y + alpha z Q^T                        VLM-Guard, arXiv 2502.10486
-    steer    y'  = y + alpha p                            a constant push
+    care     y'  = y - sum_m w_m p_m                      adaptive: CARE, arXiv 2603.27240
+             y'  = y - sum_m p_m                          parallel
+             y'  = y1 - p_text(y1), y1 = y - p_visual(y)  sequential
+    project  y'  = y - p                                  one branch
+    add      y'  = y + p                                  VLM-Guard, arXiv 2502.10486
+    steer    y'  = y + alpha v                            a constant push
+    astra    y'  = y - alpha c ||y|| v                    ASTRA, arXiv 2411.16721; v unit length
+             c   = clip((y - r) . v / (||y - r|| + eps), 0, 1)
 
 ``y'`` is taken where the gate is open and ``y``, bit for bit, where it is closed. B is batch, S the
 tokens of one call, P the tokens cached before it, d the model width, k a rank.
 
+>>> from types import SimpleNamespace
 >>> y = np.arange(6.0).reshape(1, 2, 3)
 >>> q = np.eye(3)[:, :1]
->>> project(y, q, np.zeros(3), 1.0)                       # the first coordinate is removed
+>>> first = SimpleNamespace(basis=q, centre=np.zeros(3), strength=1.0, gains=None)
+>>> project(y, first)                                     # the first coordinate is removed
 array([[[0., 1., 2.],
         [0., 4., 5.]]])
->>> bool((gated(y, project(y, q, np.zeros(3), 1.0), np.zeros((1, 2), bool)) == y).all())
+>>> bool((gated(y, project(y, first), np.zeros((1, 2), bool)) == y).all())
 True
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Fusion = Literal["adaptive", "parallel", "sequential"]
 EPS = 1e-8
 
 # guard_state, one int64 a sequence. Larger is later, so latching upwards is a maximum.
@@ -79,18 +86,56 @@ def gate_by_sequence(scores: Array, attention_mask: Array, state: Array) -> tupl
     return real & from_end & (state_out == OPEN)[:, None], state_out
 
 
-@dataclass(frozen=True)
-class BranchTerms:
-    """One branch of an edit: basis [d, k] orthonormal, centre [d], strength alpha."""
+class BranchTerms(Protocol):
+    """One branch of an edit: basis [d, k] orthonormal, centre [d], strength alpha, gains [k]."""
 
-    basis: Array
-    centre: Array
-    strength: float
+    @property
+    def basis(self) -> Array: ...
+    @property
+    def centre(self) -> Array: ...
+    @property
+    def strength(self) -> float: ...
+    @property
+    def gains(self) -> Array | None: ...
+
+
+class EditTerms(Protocol):
+    """One edit, as `spec.Edit` has it."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def branches(self) -> Sequence[BranchTerms]: ...
+    @property
+    def fusion(self) -> Fusion: ...
+    @property
+    def push(self) -> Array | None: ...
+    @property
+    def reference(self) -> Array | None: ...
+    @property
+    def strength(self) -> float: ...
+
+
+def edited(y: Array, edit: EditTerms) -> Array:
+    """The edit with the gate open: y' [B, S, d] in y's dtype."""
+    if edit.push is None:
+        if edit.kind == "care":
+            return care(y, edit.branches, edit.fusion)
+        return {"project": project, "add": add}[edit.kind](y, edit.branches[0])
+    if edit.reference is None:
+        return steer(y, edit.push, edit.strength)
+    return astra(y, edit.push, edit.reference, edit.strength)
 
 
 def coordinates(y: Array, branch: BranchTerms) -> Array:
     """z = (y - mu) Q, [B, S, k]."""
     return np.asarray((y - branch.centre) @ branch.basis)
+
+
+def scaled(y: Array, branch: BranchTerms) -> Array:
+    """alpha (gains * z), [B, S, k]: as long as the part p itself, because Q is orthonormal."""
+    z = coordinates(y, branch)
+    return np.asarray(branch.strength * (z if branch.gains is None else branch.gains * z))
 
 
 def fusion_weights(sizes: Sequence[Array]) -> list[Array]:
@@ -99,34 +144,50 @@ def fusion_weights(sizes: Sequence[Array]) -> list[Array]:
     return [size / total for size in sizes]
 
 
-def care(y: Array, branches: Sequence[BranchTerms]) -> Array:
-    """Adaptive fusion of the branches' projections (CARE, section "adaptive fusion")."""
-    coords = [coordinates(y, branch) for branch in branches]
-    sizes = [
-        abs(b.strength) * np.linalg.norm(z, axis=-1, keepdims=True)
-        for b, z in zip(branches, coords, strict=True)
-    ]
-    weights = fusion_weights(sizes)
+def care(y: Array, branches: Sequence[BranchTerms], fusion: Fusion) -> Array:
+    """The branches' parts removed, weighted by their sizes, together, or one after the other.
+
+    Only adaptive is CARE's own; parallel and sequential are affine in y.
+    """
+    if fusion == "sequential":
+        for branch in branches:
+            y = project(y, branch)
+        return y
+    parts = [scaled(y, branch) for branch in branches]
+    if fusion == "adaptive":
+        sizes = [np.linalg.norm(part, axis=-1, keepdims=True) for part in parts]
+        parts = [w * part for w, part in zip(fusion_weights(sizes), parts, strict=True)]
     out = y
-    for branch, z, weight in zip(branches, coords, weights, strict=True):
-        out = out - weight * branch.strength * z @ branch.basis.T
+    for branch, part in zip(branches, parts, strict=True):
+        out = out - part @ branch.basis.T
     return np.asarray(out.astype(y.dtype))
 
 
-def project(y: Array, basis: Array, centre: Array, strength: float) -> Array:
+def project(y: Array, branch: BranchTerms) -> Array:
     """Remove `strength` of what lies in the subspace: alpha 1 is a projection, above 1 reflects."""
-    branch = BranchTerms(basis, centre, strength)
-    return np.asarray((y - strength * coordinates(y, branch) @ basis.T).astype(y.dtype))
+    return np.asarray((y - scaled(y, branch) @ branch.basis.T).astype(y.dtype))
 
 
-def add(y: Array, basis: Array, centre: Array, strength: float) -> Array:
+def add(y: Array, branch: BranchTerms) -> Array:
     """Amplify what lies in the subspace (VLM-Guard's printed edit)."""
-    return project(y, basis, centre, -strength)
+    return np.asarray((y + scaled(y, branch) @ branch.basis.T).astype(y.dtype))
 
 
 def steer(y: Array, push: Array, strength: float) -> Array:
     """Add the constant vector strength * push [d]."""
     return np.asarray((y + strength * push).astype(y.dtype))
+
+
+def astra(y: Array, push: Array, reference: Array, strength: float) -> Array:
+    """Remove along the unit vector push [d] as far as y points that way, seen from reference [d].
+
+    The paper's reference is the mean activation over calibration prompts.
+    """
+    away = y - reference
+    length = np.linalg.norm(away, axis=-1, keepdims=True) + y.dtype.type(EPS)
+    cosine = np.clip((away @ push)[..., None] / length, 0, 1)
+    size = np.linalg.norm(y, axis=-1, keepdims=True)
+    return np.asarray((y - strength * cosine * size * push).astype(y.dtype))
 
 
 def gated(y: Array, edited: Array, open_: Array) -> Array:

@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake.errors import MalformedError
+from guardbake.semantics import Fusion
 from guardbake.site import Site
 
 Profile = Literal["always", "token", "sequence"]
-EditKind = Literal["care", "project", "add", "steer"]
+EditKind = Literal["care", "project", "add", "steer", "astra"]
 Modality = Literal["visual", "text"]
 Vector = npt.NDArray[np.float32]
 
 VERSION = 1
 POLARITY = "harmful-positive"
 ORTHONORMAL = 1e-5  # |Q^T Q - I|, max; fp32 rounding of a basis orthonormal to 1e-10 gives 1e-6
-_BRANCHES: Mapping[str, int] = {"care": 2, "project": 1, "add": 1, "steer": 0}
+_BRANCHES: Mapping[str, int] = {"care": 2, "project": 1, "add": 1, "steer": 0, "astra": 0}
 
 
 def _refuse(where: str, found: str, expected: str) -> NoReturn:
@@ -111,12 +112,17 @@ class Sensor:
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """One subspace: basis [d, k] float32 with orthonormal columns, centre [d], strength alpha."""
+    """One subspace: basis [d, k] float32 with orthonormal columns, centre [d], strength alpha.
+
+    gains [k] float32: how much of each coordinate counts; None is all of it. A projector U U^T onto
+    columns that are not orthonormal is Q diag(gains) Q^T (eigenvectors and eigenvalues).
+    """
 
     modality: Modality
     basis: Vector
     centre: Vector
     strength: float
+    gains: Vector | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.modality} branch"
@@ -128,6 +134,8 @@ class Branch:
             _refuse(where, f"a basis of shape {self.basis.shape}", "1 to d columns")
         object.__setattr__(self, "centre", _vector(self.centre, (width,), where))
         _finite(self.strength, f"{where}: strength")
+        if self.gains is not None:
+            object.__setattr__(self, "gains", _vector(self.gains, (rank,), f"{where}: gains"))
         basis = self.basis.astype(np.float64)
         error = float(np.abs(basis.T @ basis - np.eye(rank)).max())
         if error > ORTHONORMAL:
@@ -138,8 +146,10 @@ class Branch:
 class Edit:
     """What happens to the FFN output at `site` while the gate is open (see `semantics`).
 
-    branches: two for "care" (visual, text), one for "project" and "add", none for "steer".
-    push [d] float32 and strength: for "steer" only; the others keep strength in their branches.
+    branches: two for "care" (visual, text), one for "project" and "add", none for the others.
+    push [d] float32 and strength: for "steer" and "astra" only; the others keep strength in their
+    branches. reference [d] float32: for "astra" only, whose push has unit length.
+    fusion: how "care" puts its branches together; the others leave it as it is.
     """
 
     site: Site
@@ -147,6 +157,8 @@ class Edit:
     branches: tuple[Branch, ...] = ()
     push: Vector | None = None
     strength: float = 1.0
+    fusion: Fusion = "adaptive"
+    reference: Vector | None = None
 
     def __post_init__(self) -> None:
         where = f"edit at {self.site}"
@@ -154,20 +166,40 @@ class Edit:
             _refuse(where, f"kind {self.kind!r}", f"one of {get_args(EditKind)}")
         if self.site.boundary != "ffn_output":
             _refuse(where, f"boundary {self.site.boundary}", "ffn_output, the only edited boundary")
+        if self.fusion not in get_args(Fusion):
+            _refuse(where, f"fusion {self.fusion!r}", f"one of {get_args(Fusion)}")
+        if self.kind != "care" and self.fusion != "adaptive":
+            _refuse(where, f"fusion {self.fusion} of kind {self.kind}", "a fusion for care only")
+        self._check_branches(where)
+        self._check_push(where)
+
+    def _check_branches(self, where: str) -> None:
         wanted = _BRANCHES[self.kind]
         if len(self.branches) != wanted:
             _refuse(where, f"{len(self.branches)} branches", f"{wanted} for kind {self.kind}")
         if self.kind == "care" and [b.modality for b in self.branches] != ["visual", "text"]:
             _refuse(where, f"{[b.modality for b in self.branches]}", "visual, then text")
-        if (self.push is None) == (self.kind == "steer"):
-            _refuse(where, "a push" if self.push is not None else "no push", "a push iff steer")
-        if self.push is not None:
-            object.__setattr__(self, "push", _vector(self.push, (None,), where))
-        _finite(self.strength, f"{where}: strength")
-        if self.kind != "steer" and self.strength != 1:
-            _refuse(where, f"strength {self.strength} of the edit", "strengths in the branches")
         if len({b.basis.shape[0] for b in self.branches}) > 1:
             _refuse(where, "branches of different width", "one width")
+        _finite(self.strength, f"{where}: strength")
+        if self.branches and self.strength != 1:
+            _refuse(where, f"strength {self.strength} of the edit", "strengths in the branches")
+
+    def _check_push(self, where: str) -> None:
+        if (self.push is None) == (not self.branches):
+            has = "no push" if self.push is None else "a push"
+            _refuse(where, f"{has} for kind {self.kind}", "a push iff there are no branches")
+        if (self.reference is None) == (self.kind == "astra"):
+            has = "no reference" if self.reference is None else "a reference"
+            _refuse(where, f"{has} for kind {self.kind}", "a reference iff astra")
+        if self.push is not None:
+            object.__setattr__(self, "push", _vector(self.push, (None,), where))
+        if self.reference is not None and self.push is not None:
+            reference = _vector(self.reference, self.push.shape, f"{where}: reference")
+            object.__setattr__(self, "reference", reference)
+            norm = float(np.linalg.norm(self.push.astype(np.float64)))
+            if abs(norm - 1) > ORTHONORMAL:
+                _refuse(where, f"a push of length {norm:.6g}", "unit length for kind astra")
 
     @property
     def width(self) -> int:
@@ -235,8 +267,12 @@ def tensors(spec: GuardSpec) -> dict[str, Vector]:
         for branch in edit.branches:
             out[f"{edit.site}.{branch.modality}.basis"] = branch.basis
             out[f"{edit.site}.{branch.modality}.centre"] = branch.centre
+            if branch.gains is not None:
+                out[f"{edit.site}.{branch.modality}.gains"] = branch.gains
         if edit.push is not None:
             out[f"{edit.site}.push"] = edit.push
+        if edit.reference is not None:
+            out[f"{edit.site}.reference"] = edit.reference
     return out
 
 
@@ -257,19 +293,22 @@ def header(spec: GuardSpec) -> dict[str, Any]:
         "sensor": None
         if sensor is None
         else {"site": str(sensor.site), "threshold": float(sensor.threshold)},
-        "edits": [
-            {
-                "site": str(edit.site),
-                "kind": edit.kind,
-                "strength": float(edit.strength),
-                "branches": [
-                    {"modality": b.modality, "strength": float(b.strength)} for b in edit.branches
-                ],
-            }
-            for edit in spec.edits
-        ],
+        "edits": [_edit_header(edit) for edit in spec.edits],
         "provenance": dict(spec.provenance),
     }
+
+
+def _edit_header(edit: Edit) -> dict[str, Any]:
+    """A fusion only where it is not adaptive: packs older than its name keep their digest."""
+    out = {
+        "site": str(edit.site),
+        "kind": edit.kind,
+        "strength": float(edit.strength),
+        "branches": [
+            {"modality": b.modality, "strength": float(b.strength)} for b in edit.branches
+        ],
+    }
+    return out if edit.fusion == "adaptive" else out | {"fusion": edit.fusion}
 
 
 def header_json(spec: GuardSpec) -> str:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from guardbake.semantics import Fusion
 from guardbake.site import Site
-from guardbake.spec import Branch, Edit, EditKind, GuardSpec, ModelIdentity, Profile, Sensor
+from guardbake.spec import (
+    Branch,
+    Edit,
+    EditKind,
+    GuardSpec,
+    Modality,
+    ModelIdentity,
+    Profile,
+    Sensor,
+)
 
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("house")
@@ -20,7 +31,7 @@ FIRST_RESIDUAL = Site(0, "residual")
 
 def small_guard(
     profile: Profile = "sequence",
-    kind: EditKind = "care",
+    kind: str = "care",
     *,
     width: int = 16,
     layers: int = 3,
@@ -30,30 +41,40 @@ def small_guard(
     threshold: float = 0.1,
     family: str = "llava",
     seed: int = 0,
+    gains: bool = False,
 ) -> GuardSpec:
-    """A guard of random numbers, complete and valid, the same for the same arguments."""
+    """A guard of random numbers, complete and valid, the same for the same arguments.
+
+    kind: an edit's kind, for care with a fusion behind it: "care sequential".
+    """
     rng = np.random.default_rng(seed)
 
     def vector() -> np.ndarray:
         return rng.standard_normal(width).astype(np.float32)
 
-    def branch(modality: str, rank: int) -> Branch:
-        basis = np.linalg.qr(rng.standard_normal((width, rank)))[0].astype(np.float32)
-        return Branch("visual" if modality == "visual" else "text", basis, vector(), strength)
+    def unit() -> np.ndarray:
+        direction = vector()
+        return direction / np.linalg.norm(direction)
 
-    direction = vector()
-    reads = Sensor(sensor, direction / np.linalg.norm(direction), vector(), threshold)
-    changes = []
-    for layer in edits:
-        branches = {
-            "care": lambda: (branch("visual", 3), branch("text", 2)),
-            "project": lambda: (branch("text", 3),),
-            "add": lambda: (branch("text", 3),),
-            "steer": tuple,
-        }[kind]()
-        push = vector() if kind == "steer" else None
-        own = strength if kind == "steer" else 1.0
-        changes.append(Edit(Site(layer, "ffn_output"), kind, branches, push, own))
+    def branch(modality: Modality, rank: int) -> Branch:
+        basis = np.linalg.qr(rng.standard_normal((width, rank)))[0].astype(np.float32)
+        uneven = rng.uniform(0.2, 1.8, rank).astype(np.float32) if gains else None
+        return Branch(modality, basis, vector(), strength, uneven)
+
+    def edit(site: Site) -> Edit:
+        name, _, fusion = kind.partition(" ")
+        if name == "steer":
+            return Edit(site, "steer", (), vector(), strength)
+        if name == "astra":
+            push = unit()  # seen from behind it most vectors point along the push
+            return Edit(site, "astra", (), push, strength, reference=0.03 * vector() - push)
+        if name == "care":
+            both = branch("visual", 3), branch("text", 2)
+            return Edit(site, "care", both, fusion=cast(Fusion, fusion or "adaptive"))
+        return Edit(site, cast(EditKind, name), (branch("text", 3),))
+
+    reads = Sensor(sensor, unit(), vector(), threshold)
+    changes = [edit(Site(layer, "ffn_output")) for layer in edits]
     identity = ModelIdentity(family, layers, width, "0" * 64)
     return GuardSpec(
         identity, "test", profile, None if profile == "always" else reads, tuple(changes), {"n": 3}

@@ -23,7 +23,7 @@ from guardbake.spec import GuardSpec, header, header_json, tensors
 
 Build = Callable[..., GuardSpec]
 Meta = dict[str, str]
-KINDS = ("care", "project", "add", "steer")
+KINDS = ("care", "care parallel", "care sequential", "project", "add", "steer", "astra")
 PROFILES = ("always", "token", "sequence")
 
 
@@ -54,10 +54,13 @@ def rewrite(
 # ---- round trip
 
 
+@pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_guard_comes_back_whole(guard: Build, tmp_path: Path, profile: str, kind: str) -> None:
-    spec = guard(profile, kind, edits=(1, 2))
+def test_a_guard_comes_back_whole(
+    guard: Build, tmp_path: Path, profile: str, kind: str, gains: bool
+) -> None:
+    spec = guard(profile, kind, edits=(1, 2), gains=gains)
     save_guard(spec, tmp_path / "g")
     back = load_guard(tmp_path / "g")
     assert back.digest == spec.digest
@@ -105,6 +108,7 @@ def test_an_altered_array_is_an_integrity_error(pack: Path) -> None:
         (("sensor", "threshold"), 0.2),
         (("sensor", "threshold"), 1e30),
         (("edits", 0, "kind"), "care"),
+        (("edits", 0, "fusion"), "parallel"),
         (("edits", 0, "branches", 0, "strength"), 0.9),
         (("profile",), "token"),
         (("method",), "other"),
@@ -122,7 +126,7 @@ def test_an_altered_header_is_an_integrity_error(
         place: Any = head
         for step in way:
             place = place[step]
-        same.append(place[last] == value)
+        same.append(isinstance(place, dict) and place.get(last) == value)
         place[last] = value
 
     rewrite(pack, alter)
@@ -137,6 +141,25 @@ def test_a_swapped_digest_is_an_integrity_error(pack: Path) -> None:
     rewrite(pack, lambda _h, _a, meta: meta.update(digest="0" * 64))
     with pytest.raises(IntegrityError):
         load_guard(pack)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.2.ffn_output.text.gains", "layers.2.ffn_output.reference"]
+)
+def test_arrays_that_were_added_or_taken_away_are_refused(
+    guard: Build, tmp_path: Path, name: str
+) -> None:
+    """Gains that are gone are never taken for ones, nor a reference for the origin."""
+    kind, error = ("care", IntegrityError) if "gains" in name else ("astra", MalformedError)
+    spec = guard("token", kind, gains=True)
+    for path in (tmp_path / "less", tmp_path / "other"):
+        save_guard(spec, path)
+    rewrite(tmp_path / "less", lambda _h, arrays, _m: arrays.pop(name) is None)
+    with pytest.raises(error):
+        load_guard(tmp_path / "less")
+    rewrite(tmp_path / "other", lambda _h, arrays, _m: arrays.update({name: arrays[name] * 2}))
+    with pytest.raises(IntegrityError):
+        load_guard(tmp_path / "other")
 
 
 def test_an_edit_moved_to_another_layer_is_refused(pack: Path) -> None:
@@ -276,6 +299,40 @@ def test_an_edited_boundary_must_be_the_ffn_output(pack: Path) -> None:
 def test_a_number_that_is_not_finite_is_refused(pack: Path, name: str, value: float) -> None:
     rewrite(pack, lambda _h, arrays, _m: arrays[name].__setitem__((0,) * arrays[name].ndim, value))
     malformed(pack, "not finite")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"fusion": "sum"}, "fusion"),
+        ({"fusion": None}, "fusion"),
+        ({"fusion": ["parallel"]}, "fusion"),
+        ({"fusion": "adaptive"}, "nobody reads"),  # the one spelling of it is to leave it out
+        ({"gains": [1.0]}, "nobody reads"),
+        ({"kind": "project"}, "2 branches"),
+        ({"kind": "astra", "branches": []}, "no push"),
+    ],
+)
+def test_a_wrong_edit_is_refused(pack: Path, change: dict[str, Any], says: str) -> None:
+    rewrite(pack, lambda head, _a, _m: head["edits"][0].update(change))
+    malformed(pack, says)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "says"),
+    [
+        ("visual.gains", np.ones(2, np.float32), "shape"),
+        ("visual.gains", np.full(3, np.nan, np.float32), "not finite"),
+        ("reference", np.ones(16, np.float32), "a reference"),
+        ("push", np.ones(16, np.float32), "a push"),
+    ],
+)
+def test_an_array_that_does_not_fit_the_edit_is_refused(
+    pack: Path, name: str, array: np.ndarray, says: str
+) -> None:
+    full = f"layers.2.ffn_output.{name}"
+    rewrite(pack, lambda _h, arrays, _m: arrays.update({full: array}))
+    malformed(pack, says)
 
 
 def test_a_missing_array_is_refused(pack: Path) -> None:

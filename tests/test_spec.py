@@ -15,7 +15,7 @@ from guardbake.spec import Branch, Edit, GuardSpec, ModelIdentity, Sensor, heade
 
 Build = Callable[..., GuardSpec]
 F32 = np.float32
-KINDS = ("care", "project", "add", "steer")
+KINDS = ("care", "care parallel", "care sequential", "project", "add", "steer", "astra")
 
 
 def unit(width: int = 4) -> np.ndarray:
@@ -76,6 +76,9 @@ def branch(**changes: Any) -> Branch:
         ({"basis": columns() * F32(np.nan)}, "not finite"),
         ({"centre": zeros(3)}, "shape"),
         ({"centre": zeros() + F32(np.inf)}, "not finite"),
+        ({"gains": zeros(3)}, "shape"),
+        ({"gains": np.ones(2)}, "float32"),
+        ({"gains": zeros(2) * F32(np.nan)}, "not finite"),
         ({"strength": np.nan}, "finite"),
         ({"strength": np.inf}, "finite"),
     ],
@@ -122,6 +125,17 @@ VISUAL = branch(modality="visual")
         ((FFN, "steer", (), zeros() * F32(np.nan)), "not finite"),
         ((FFN, "steer", (), zeros(), np.inf), "finite"),
         ((FFN, "add", (branch(),), None, 2.0), "strength"),
+        ((FFN, "care", (VISUAL, branch()), None, 1.0, "sum"), "fusion"),
+        ((FFN, "care", (VISUAL, branch()), None, 1.0, None), "fusion"),
+        ((FFN, "project", (branch(),), None, 1.0, "parallel"), "for care only"),
+        ((FFN, "steer", (), unit(), 1.0, "sequential"), "for care only"),
+        ((FFN, "steer", (), unit(), 1.0, "adaptive", zeros()), "a reference for kind steer"),
+        ((FFN, "care", (VISUAL, branch()), None, 1.0, "adaptive", zeros()), "a reference"),
+        ((FFN, "astra", (), unit()), "no reference"),
+        ((FFN, "astra", (), None, 1.0, "adaptive", zeros()), "no push"),
+        ((FFN, "astra", (), unit() * F32(1.01), 1.0, "adaptive", zeros()), "unit length"),
+        ((FFN, "astra", (), unit(), 1.0, "adaptive", zeros(5)), "shape"),
+        ((FFN, "astra", (), unit(), 1.0, "adaptive", zeros() + F32(np.inf)), "not finite"),
         ((FFN, "care", (VISUAL, branch(basis=columns(5), centre=zeros(5)))), "width"),
     ],
 )
@@ -236,10 +250,21 @@ def variants(spec: GuardSpec) -> dict[str, GuardSpec]:
     for name, value in (("family", "qwen"), ("layers", 4), ("digest", "1" * 64)):
         out[f"model {name}"] = replace(spec, model=replace(spec.model, **{name: value}))
     for index, old in enumerate(first.branches):
-        some = list(first.branches)
-        some[index] = replace(old, strength=0.5)
-        out[f"strength {index}"] = replace(spec, edits=(replace(first, branches=tuple(some)),))
+        ones = np.ones(old.basis.shape[1], F32)
+        for name, new in (("strength", {"strength": 0.5}), ("gains", {"gains": ones})):
+            some = list(first.branches)
+            some[index] = replace(old, **new)
+            out[f"{name} {index}"] = replace(spec, edits=(replace(first, branches=tuple(some)),))
+    if first.kind == "care":
+        for fusion in sorted({"adaptive", "parallel", "sequential"} - {first.fusion}):
+            out[f"fusion {fusion}"] = replace(spec, edits=(replace(first, fusion=fusion),))
     if first.kind == "steer":
+        push = first.push / np.linalg.norm(first.push)
+        steer = replace(first, push=push)
+        out["push"] = replace(spec, edits=(steer,))
+        astra = replace(steer, kind="astra", reference=push)
+        out["kind and reference"] = replace(spec, edits=(astra,))
+    if first.push is not None:
         out["strength"] = replace(spec, edits=(replace(first, strength=0.5),))
     if first.kind in ("project", "add"):
         other = "add" if first.kind == "project" else "project"
@@ -254,13 +279,14 @@ def test_every_field_is_in_the_digest(guard: Build, kind: str) -> None:
     assert len(set(digests.values())) == len(digests)
 
 
+@pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_bit_of_every_array_is_in_the_digest(guard: Build, kind: str) -> None:
+def test_the_last_bit_of_every_array_is_in_the_digest(guard: Build, kind: str, gains: bool) -> None:
     """One float moved to its neighbour: every array, as the guard carries it."""
-    spec = guard("sequence", kind)
+    spec = guard("sequence", kind, gains=gains)
     seen = {spec.digest}
     for name in tensors(spec):
-        changed = guard("sequence", kind)
+        changed = guard("sequence", kind, gains=gains)
         array = tensors(changed)[name]
         array.setflags(write=True)
         array.flat[-1] = np.nextafter(array.flat[-1], F32(np.inf))
@@ -268,9 +294,22 @@ def test_the_last_bit_of_every_array_is_in_the_digest(guard: Build, kind: str) -
     assert len(seen) == len(tensors(spec)) + 1
 
 
+@pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_array_has_a_name_of_its_own(guard: Build, kind: str) -> None:
-    spec = guard("sequence", kind, edits=(1, 2))
-    per_edit = {"care": 4, "project": 2, "add": 2, "steer": 1}[kind]
+def test_every_array_has_a_name_of_its_own(guard: Build, kind: str, gains: bool) -> None:
+    spec = guard("sequence", kind, edits=(1, 2), gains=gains)
+    branches = {"care": 2, "project": 1, "add": 1}.get(kind.split()[0], 0)
+    per_edit = branches * (3 if gains else 2) + {"steer": 1, "astra": 2}.get(kind, 0)
     assert len(tensors(spec)) == 2 + 2 * per_edit
     assert header(spec)["edits"][1]["site"] == "layers.2.ffn_output"
+
+
+def test_a_guard_from_before_fusions_and_gains_keeps_its_digest() -> None:
+    """The digest was taken by the version that knew neither; its packs stay valid."""
+    both = tuple(branch(modality=each, strength=1.5) for each in ("visual", "text"))
+    care = Edit(FFN, "care", both)
+    steer = Edit(Site(2, "ffn_output"), "steer", (), np.eye(4, dtype=F32)[1], 2.0)
+    reads = Sensor(Site(0, "residual"), unit(), zeros(), 0.25)
+    model = ModelIdentity("llava", 3, 4, "0")
+    spec = GuardSpec(model, "test", "token", reads, (care, steer), {"n": 3})
+    assert spec.digest == "ea767a49b363501fe7c3e5f10c906eadf402a888c02a80ac856a85aa34d70a70"

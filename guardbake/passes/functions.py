@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from guardbake.semantics import CLOSED, EPS, OPEN, UNDECIDED
-from guardbake.spec import Edit
+from guardbake.spec import Branch, Edit
 
 DOMAIN = "guardbake"
 FLOAT16_MAX = 65504.0
@@ -127,16 +127,37 @@ def edit_inputs(edit: Edit) -> dict[str, np.ndarray]:
     """The arrays an edit's function takes after y (and open), by input name, in order.
 
     The branches of an edit stand side by side in one basis [d, K], so that the whole edit is one
-    MatMul in and one MatMul out; offset [K] is (mu_m Q_m) for each branch, taken in float64.
+    MatMul in and one MatMul out; offset [K] is (mu_m Q_m) for each branch. What is added to y is
+    (z scale) Q^T, scale [K] holding alpha_m gains_m and the sign; where the second branch sees what
+    the first one left it is (z mix) Q^T, mix [K, K]. All of it is taken in float64.
     """
     if edit.push is not None:
-        return {"push": edit.push, "strength": np.array([edit.strength], np.float32)}
-    offsets = [b.centre.astype(np.float64) @ b.basis.astype(np.float64) for b in edit.branches]
-    return {
-        "basis": np.concatenate([b.basis for b in edit.branches], axis=1),
-        "offset": np.concatenate(offsets).astype(np.float32),
-        "strength": np.array([b.strength for b in edit.branches], np.float32),
+        arrays = {"push": edit.push, "strength": np.array([edit.strength])}
+        return _single(arrays if edit.reference is None else arrays | {"reference": edit.reference})
+    bases = [b.basis.astype(np.float64) for b in edit.branches]
+    sign = 1.0 if edit.kind == "add" else -1.0
+    scale = np.concatenate(
+        [np.full(b.basis.shape[1], sign * b.strength) * _gains(b) for b in edit.branches]
+    )
+    arrays = {
+        "basis": np.concatenate(bases, axis=1),
+        "offset": np.concatenate(
+            [b.centre.astype(np.float64) @ q for b, q in zip(edit.branches, bases, strict=True)]
+        ),
     }
+    if edit.fusion != "sequential":
+        return _single(arrays | {"scale": scale})
+    mix, first = np.diag(scale), bases[0].shape[1]
+    mix[:first, first:] = scale[:first, None] * (bases[0].T @ bases[1]) * scale[first:]
+    return _single(arrays | {"mix": mix})
+
+
+def _gains(branch: Branch) -> np.ndarray:
+    return np.ones(1) if branch.gains is None else branch.gains.astype(np.float64)
+
+
+def _single(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def edit_function(
@@ -147,6 +168,8 @@ def edit_function(
     y = op("Cast", [op.inputs["y"]], {"to": ir.DataType.FLOAT})
     if edit.kind == "steer":
         change = op("Mul", [op.inputs["push"], op.inputs["strength"]])
+    elif edit.kind == "astra":
+        change = _away_from_push(op, y)
     else:
         change = _subspace_change(op, edit, y)
     edited = op("Add", [y, change])
@@ -160,27 +183,38 @@ def edit_function(
     return op.function(name, {"edited": edited}, opset)
 
 
+def _away_from_push(op: _Body, y: ir.Value) -> ir.Value:
+    """What ASTRA adds to y: -alpha clip(cos(y - r, v), 0, 1) ||y|| v."""
+    push, last = op.inputs["push"], op.ints(-1)
+    away = op("Sub", [y, op.inputs["reference"]])
+    toward = op("MatMul", [away, op("Unsqueeze", [push, last])])
+    length = op("ReduceL2", [away, last], {"keepdims": 1})
+    cosine = op("Div", [toward, op("Add", [length, op.constant(EPS, np.float32)])])
+    bounds = [op.constant(bound, np.float32) for bound in (0.0, 1.0)]
+    size = op("Mul", [op("Clip", [cosine, *bounds]), op("ReduceL2", [y, last], {"keepdims": 1})])
+    return op("Mul", [op("Neg", [op("Mul", [size, op.inputs["strength"]])]), push])
+
+
 def _subspace_change(op: _Body, edit: Edit, y: ir.Value) -> ir.Value:
     """What is added to y: (weighted coordinates) Q^T."""
     basis = op.inputs["basis"]
     z = op("Sub", [op("MatMul", [y, basis]), op.inputs["offset"]])
-    fused = edit.kind == "care"
-    scaled = _fused(op, edit, z) if fused else op("Mul", [z, op.inputs["strength"]])
-    if edit.kind != "add":
-        scaled = op("Neg", [scaled])
+    if edit.fusion == "sequential":
+        scaled = op("MatMul", [z, op.inputs["mix"]])
+    else:
+        scaled = op("Mul", [z, op.inputs["scale"]])
+        if edit.kind == "care" and edit.fusion == "adaptive":
+            scaled = _weighted_by_size(op, edit, scaled)
     return op("MatMul", [scaled, op("Transpose", [basis], {"perm": [1, 0]})])
 
 
-def _fused(op: _Body, edit: Edit, z: ir.Value) -> ir.Value:
-    """w_m alpha_m z_m for each branch m, side by side again."""
+def _weighted_by_size(op: _Body, edit: Edit, scaled: ir.Value) -> ir.Value:
+    """Each branch's scaled coordinates times its share of their sizes, side by side again."""
     parts, sizes, stop = [], [], 0
-    for index, branch in enumerate(edit.branches):
+    for branch in edit.branches:
         start, stop = stop, stop + branch.basis.shape[1]
-        part = op("Slice", [z, op.ints(start), op.ints(stop), op.ints(-1)])
-        alpha = op("Slice", [op.inputs["strength"], op.ints(index), op.ints(index + 1), op.ints(0)])
-        norm = op("ReduceL2", [part, op.ints(-1)], {"keepdims": 1})
-        parts.append(op("Mul", [part, alpha]))
-        sizes.append(op("Mul", [norm, op("Abs", [alpha])]))
+        parts.append(op("Slice", [scaled, op.ints(start), op.ints(stop), op.ints(-1)]))
+        sizes.append(op("ReduceL2", [parts[-1], op.ints(-1)], {"keepdims": 1}))
     total = op("Add", [op("Add", sizes), op.constant(EPS, np.float32)])
     weighted = [op("Mul", [op("Div", [n, total]), p]) for n, p in zip(sizes, parts, strict=True)]
     return op("Concat", weighted, {"axis": -1})

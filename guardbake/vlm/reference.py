@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guardbake.site import Site
-from guardbake.spec import Edit, GuardSpec
+from guardbake.spec import Branch, Edit, GuardSpec
 
 EPS = 1e-8
 CLOSED, OPEN = 1, 2
@@ -112,25 +112,53 @@ class _EditTensors:
 
     def __init__(self, edit: Edit) -> None:
         self.push = None if edit.push is None else torch.tensor(edit.push)
-        self.branches = [
-            (torch.tensor(b.basis), torch.tensor(b.centre), float(b.strength))
-            for b in edit.branches
-        ]
+        self.reference = None if edit.reference is None else torch.tensor(edit.reference)
+        self.branches = [_BranchTensors(branch) for branch in edit.branches]
 
     def apply(self, edit: Edit, y: Tensor) -> Tensor:
         """The edit with the gate open, y [B, S, d] float32 or float64."""
         if self.push is not None:
-            return y + edit.strength * self.push.to(y.dtype)
-        branches = [(q.to(y.dtype), mu.to(y.dtype), alpha) for q, mu, alpha in self.branches]
-        removed: list[Tensor] = [alpha * ((y - mu) @ q) @ q.T for q, mu, alpha in branches]
-        if edit.kind == "project":
-            return y - removed[0]
+            return y + edit.strength * self._push(self.push.to(y.dtype), y)
+        if edit.fusion == "sequential":
+            for branch in self.branches:
+                y = y - branch.part(y)
+            return y
+        parts = [branch.part(y) for branch in self.branches]
         if edit.kind == "add":
-            return y + removed[0]
-        sizes = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in removed]
+            return y + parts[0]
+        if edit.kind == "project" or edit.fusion == "parallel":
+            return y - sum(parts[1:], start=parts[0])
+        sizes = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in parts]
         total = sizes[0] + sizes[1] + EPS
-        weighted: Tensor = (sizes[0] / total) * removed[0] + (sizes[1] / total) * removed[1]
+        weighted: Tensor = (sizes[0] / total) * parts[0] + (sizes[1] / total) * parts[1]
         return y - weighted
+
+    def _push(self, push: Tensor, y: Tensor) -> Tensor:
+        """The change at strength 1: a constant, or with a reference ASTRA's (arXiv 2411.16721)."""
+        if self.reference is None:
+            return push
+        away = y - self.reference.to(y.dtype)
+        toward = (away * push).sum(-1, keepdim=True)
+        cosine = toward / (away.square().sum(-1, keepdim=True).sqrt() + EPS)
+        return -cosine.clamp(0, 1) * y.square().sum(-1, keepdim=True).sqrt() * push
+
+
+class _BranchTensors:
+    """One branch's arrays as float32 tensors."""
+
+    def __init__(self, branch: Branch) -> None:
+        self.basis, self.centre = torch.tensor(branch.basis), torch.tensor(branch.centre)
+        self.alpha = float(branch.strength)
+        self.gains = None if branch.gains is None else torch.tensor(branch.gains)
+
+    def part(self, y: Tensor) -> Tensor:
+        """What the branch takes out of y, in y's dtype: alpha (gains * z) Q^T."""
+        basis = self.basis.to(y.dtype)
+        z = (y - self.centre.to(y.dtype)) @ basis
+        if self.gains is not None:
+            z = z * self.gains.to(y.dtype)
+        part: Tensor = self.alpha * z @ basis.T
+        return part
 
 
 def _wide(x: Tensor) -> Tensor:

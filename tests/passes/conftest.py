@@ -15,7 +15,7 @@ import pytest
 from guardbake import semantics as law
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
-from guardbake.spec import Edit, GuardSpec
+from guardbake.spec import GuardSpec
 
 Array = npt.NDArray[np.floating]
 WIDTH, LAYERS = 16, 3
@@ -49,7 +49,7 @@ class Toy:
             opened = _gate(spec, Site(layer, "ffn_output"), y, feeds, out, opened)
             for edit in spec.edits:
                 if edit.site.layer == layer:
-                    y = law.gated(y, apply_law(edit, y), opened)
+                    y = law.gated(y, law.edited(y, edit), opened)
             hidden = hidden + y
             opened = _gate(spec, Site(layer, "residual"), hidden, feeds, out, opened)
         return {"logits": hidden, **out}
@@ -74,17 +74,6 @@ def _gate(
             out["guard_score"], feeds["attention_mask"], feeds["guard_state"]
         )
     return out["guard_open"]
-
-
-def apply_law(edit: Edit, y: Array) -> Array:
-    terms = [law.BranchTerms(b.basis, b.centre, b.strength) for b in edit.branches]
-    if edit.kind == "care":
-        return law.care(y, terms)
-    if edit.kind == "steer":
-        assert edit.push is not None
-        return law.steer(y, edit.push, edit.strength)
-    one = {"project": law.project, "add": law.add}[edit.kind]
-    return one(y, terms[0].basis, terms[0].centre, terms[0].strength)
 
 
 def build_toy(

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from guardbake import semantics as law
 from guardbake.errors import SiteError, UnsupportedError
+from guardbake.passes.functions import edit_function, edit_inputs
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
-from guardbake.spec import GuardSpec
+from guardbake.spec import Branch, GuardSpec
 
-KINDS = ("care", "project", "add", "steer")
+KINDS = ("care", "care parallel", "care sequential", "project", "add", "steer", "astra")
+FUSIONS = ("adaptive", "parallel", "sequential")
 PROFILES = ("always", "token", "sequence")
 # Three layers of 16 products each on values up to about 10, in two orders of summation:
 # 3 * 16 * 10 * 2**-24 = 3e-5 at worst.
@@ -41,10 +43,13 @@ def agree(got: dict[str, Any], expected: dict[str, Any]) -> None:
         assert np.abs(got[name] - expected[name]).max() < FP32
 
 
+@pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_graph_computes_the_law(lab: Any, guard: Any, profile: str, kind: str) -> None:
-    spec, toy = guard(profile, kind, strength=0.7), lab.toy()
+def test_the_graph_computes_the_law(
+    lab: Any, guard: Any, profile: str, kind: str, gains: bool
+) -> None:
+    spec, toy = guard(profile, kind, strength=0.7, gains=gains), lab.toy()
     feeds = feeds_for(lab, spec)
     expected = toy.law(spec, feeds)
     agree(lab.run(lab.insert(toy, spec), feeds), expected)
@@ -94,14 +99,57 @@ def test_any_strength_is_rendered(lab: Any, guard: Any, kind: str, alpha: float)
     agree(lab.run(lab.insert(toy, spec), feeds), toy.law(spec, feeds))
 
 
-def test_a_branch_that_adds_weighs_by_its_size(lab: Any, guard: Any) -> None:
+def with_branches(spec: GuardSpec, *branches: Branch) -> GuardSpec:
+    return replace(spec, edits=(replace(spec.edits[0], branches=branches),))
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_branch_that_adds_weighs_by_its_size(lab: Any, guard: Any, fusion: str) -> None:
     """Strengths of two signs: a size is a length and stays positive."""
-    spec, toy = guard("always", "care"), lab.toy()
+    spec, toy = guard("always", f"care {fusion}", gains=True), lab.toy()
     visual, text = spec.edits[0].branches
-    edit = replace(spec.edits[0], branches=(visual, replace(text, strength=-0.5)))
-    spec = replace(spec, edits=(edit,))
+    spec = with_branches(spec, visual, replace(text, strength=-0.5))
     feeds = feeds_for(lab, spec)
     agree(lab.run(lab.insert(toy, spec), feeds), toy.law(spec, feeds))
+
+
+def wrong(spec: GuardSpec) -> dict[str, GuardSpec]:
+    """The guard as a careless rendering would compute it, by what was done wrong."""
+    edit = spec.edits[0]
+    others = sorted(set(FUSIONS) - {edit.fusion}) if edit.kind == "care" else []
+    out = {f: replace(spec, edits=(replace(edit, fusion=f),)) for f in others}
+    if edit.reference is not None:
+        for name in ("reference", "push"):
+            turned = replace(edit, **{name: -getattr(edit, name)})
+            out[f"{name} flipped"] = replace(spec, edits=(turned,))
+    if len(edit.branches) == 2:
+        first, second = (replace(b, modality="text") for b in edit.branches)
+        out["branches swapped"] = with_branches(spec, replace(second, modality="visual"), first)
+    for index, branch in enumerate(edit.branches):
+        some = list(edit.branches)
+        for name, change in {
+            "gains x 1.01": {"gains": branch.gains * np.float32(1.01)},
+            "no gains": {"gains": None},
+            "alpha x 0.9": {"strength": branch.strength * 0.9},
+        }.items():
+            some[index] = replace(branch, **change)
+            out[f"{name} {index}"] = with_branches(spec, *some)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parity_tells_a_wrong_rendering(lab: Any, guard: Any, kind: str) -> None:
+    """What the budget of these tests would miss: one part in a hundred of one branch's gains."""
+    spec, toy = guard("always", kind, gains=True), lab.toy()
+    feeds = feeds_for(lab, spec)
+    right = toy.law(spec, feeds)["logits"]
+    for name, other in wrong(spec).items():
+        got = lab.run(lab.insert(lab.toy(), other), feeds)["logits"]
+        gap = np.abs(got - right).max()
+        if name == "branches swapped" and not kind.endswith("sequential"):
+            assert gap < FP32  # only in a sequence does one of them come first
+        else:
+            assert gap > 100 * FP32, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,7 +231,9 @@ def test_a_float16_graph_is_edited_in_float32(
     model.graph.outputs.extend([edited, y])
     got = lab.run(model, feeds)
     exact = got[y.name].astype(np.float32)  # what this very graph computed, edited by the law
-    expected = edit_by_law(spec, exact, feeds, got)
+    expected = law.edited(exact, spec.edits[0])
+    if spec.sensor is not None:
+        expected = law.gated(exact, expected, got["guard_open"])
     # one rounding to float16 at the end, half a unit in the last place of values below 16
     assert np.abs(got[edited.name].astype(np.float32) - expected).max() <= 2**-8 + FP32
     assert np.abs(expected - exact).max() > 0.1
@@ -193,16 +243,15 @@ def value_named(model: ir.Model, end: str) -> ir.Value:
     return next(v for n in model.graph for v in n.outputs if str(v.name).endswith(end))
 
 
-def edit_by_law(spec: GuardSpec, y: Any, feeds: dict[str, Any], got: dict[str, Any]) -> Any:
-    edit = spec.edits[0]
-    branches = [law.BranchTerms(b.basis, b.centre, b.strength) for b in edit.branches]
-    out = {
-        "care": lambda: law.care(y, branches),
-        "project": lambda: law.project(y, branches[0].basis, branches[0].centre, 1.0),
-        "add": lambda: law.add(y, branches[0].basis, branches[0].centre, 1.0),
-        "steer": lambda: law.steer(y, edit.push, edit.strength),
-    }[edit.kind]()
-    return law.gated(y, out, got["guard_open"]) if spec.sensor is not None else out
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_product_in_and_one_out(guard: Any, kind: str) -> None:
+    """Whatever the number of branches: two products, in a sequence a third one over the ranks."""
+    edit = guard("always", kind).edits[0]
+    body = edit_function("f", edit, ir.DataType.FLOAT, False, 23)
+    products = [n for n in body if n.op_type == "MatMul"]
+    assert len(products) == {"steer": 0, "astra": 1, "care sequential": 3}.get(kind, 2)
+    shapes = {array.shape for array in edit_inputs(edit).values()}
+    assert shapes <= {(16, 5), (16, 3), (16,), (5, 5), (5,), (3,), (1,)}  # never width by width
 
 
 def test_a_float16_graph_saturates_and_stays_finite(lab: Any, guard: Any) -> None:

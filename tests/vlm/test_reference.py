@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from guardbake import semantics as law
 from guardbake.site import Site
-from guardbake.spec import Edit, GuardSpec
+from guardbake.spec import GuardSpec
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.reference import TorchGuard, on_site
 
-KINDS = ("care", "project", "add", "steer")
+KINDS = ("care", "care parallel", "care sequential", "project", "add", "steer", "astra")
 PROFILES = ("always", "token", "sequence")
 WIDTH, LAYERS = 128, 6
 SHAPE = {"width": WIDTH, "layers": LAYERS, "sensor": Site(1, "residual"), "edits": (2, 4)}
@@ -99,21 +99,14 @@ def open_by_law(spec: GuardSpec, seen: dict[Site, np.ndarray]) -> tuple[Any, Any
     return score, *law.gate_by_sequence(score, mask, -mask.sum(1))
 
 
-def edit_by_law(edit: Edit, y: np.ndarray) -> np.ndarray:
-    terms = [law.BranchTerms(b.basis, b.centre, b.strength) for b in edit.branches]
-    if edit.kind == "care":
-        return law.care(y, terms)
-    if edit.kind == "steer":
-        assert edit.push is not None
-        return law.steer(y, edit.push, edit.strength)
-    one = {"project": law.project, "add": law.add}[edit.kind]
-    return one(y, terms[0].basis, terms[0].centre, terms[0].strength)
-
-
+@pytest.mark.parametrize("gains", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_reference_computes_the_law(vlm: Vlm, guard: Any, profile: str, kind: str) -> None:
-    spec = guard(profile, kind, strength=0.7, threshold=0.0, **SHAPE)
+def test_the_reference_computes_the_law(
+    vlm: Vlm, guard: Any, profile: str, kind: str, gains: bool
+) -> None:
+    strength = 20.0 if kind == "astra" else 0.7  # as small as the FFN outputs are, it has no push
+    spec = guard(profile, kind, strength=strength, threshold=0.0, gains=gains, **SHAPE)
     reference = TorchGuard(spec, -inputs()[1].sum(1))
     seen = forward(vlm, reference)
     score, opened, state = open_by_law(spec, seen)
@@ -130,7 +123,7 @@ def test_the_reference_computes_the_law(vlm: Vlm, guard: Any, profile: str, kind
         assert reference.state.tolist() == state.tolist()
     for edit in spec.edits:
         y = seen[edit.site]
-        expected = law.gated(y, edit_by_law(edit, y), opened)
+        expected = law.gated(y, law.edited(y, edit), opened)
         got = reference.edited[edit.site].numpy()
         assert np.abs(got - expected).max() < NOISE * scale
         assert np.abs(expected - y).max() > 1e3 * NOISE * scale  # the edit is no noise
@@ -254,7 +247,7 @@ def test_a_half_precision_model_is_edited_in_float32(guard: Any, dtype: torch.dt
     with reference.installed(layers, "mlp"):
         got = layers[0].get_submodule("mlp")(y)
     assert got.dtype == dtype
-    exact = torch.from_numpy(edit_by_law(spec.edits[0], y.float().numpy()))
+    exact = torch.from_numpy(law.edited(y.float().numpy(), spec.edits[0]))
     # one rounding at the end: half a unit in the last place of numbers below 8
     half = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}[dtype]
     assert float((got.float() - exact).abs().max()) <= half + NOISE
