@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from guardbake.activations import Activations, Rows
-from guardbake.fit.subspace import Ridge, Subspace, discriminative_subspace
+from guardbake.covariance import Ridge
+from guardbake.fit.subspace import Subspace, discriminative_subspace
 from guardbake.site import Site
 from guardbake.spec import Branch, Edit, Modality
 

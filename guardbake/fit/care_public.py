@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from guardbake.fit.subspace import Matrix, finite_rows, generalised_eigenvectors
+from guardbake.covariance import Matrix, finite_rows
+from guardbake.fit.subspace import generalised_eigenvectors
 
 RIDGE = 1e-6
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake.activations import Activations
+from guardbake.covariance import Matrix
 from guardbake.diagnose.separability import area_under_curve, folds
 from guardbake.fit.gate import Calibration, calibrate
-from guardbake.fit.subspace import Matrix, discriminant_direction
+from guardbake.fit.subspace import discriminant_direction
 from guardbake.samples import Form
 from guardbake.site import Site
 from guardbake.spec import Sensor
@@ -100,7 +101,7 @@ def _direction(
 
 
 def _cross_fitted(fitting: Activations, site: Site, ridge: float, rate: float) -> float:
-    fold = folds(fitting, 5)
+    fold = folds(fitting.samples, 5)
     rows = fitting.last[site].astype(np.float64)
     scores = np.empty(len(rows))
     for held in range(5):

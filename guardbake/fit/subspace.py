@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from guardbake.covariance import Matrix, Ridge, finite_rows, shrunken
 from guardbake.errors import MalformedError
 
-Matrix = npt.NDArray[np.float64]
-Ridge = float | Literal["ledoit-wolf"]
 ORTHONORMAL = 1e-10
 SPANNED = 1e-12  # of the largest squared singular value: above the rounding of a Gram matrix
 
@@ -29,27 +27,6 @@ class Subspace:
     basis: Matrix
     centre: Matrix
     spectrum: Matrix
-
-
-def finite_rows(array: npt.ArrayLike, where: str, least: int) -> Matrix:
-    """[N, d] in float64. float16 is refused: what it has lost no later precision brings back."""
-    given = np.asarray(array)
-    if given.dtype == np.float16:
-        raise MalformedError(
-            found="activations in float16",
-            expected="float32 or wider: sums of squares overflow, and small directions are lost",
-            where=where,
-            remedy="capture again, which gives float32 whatever the model's own precision",
-        )
-    rows = given.astype(np.float64)
-    if rows.ndim != 2 or len(rows) < least or not np.isfinite(rows).all():
-        raise MalformedError(
-            found=f"activations of shape {rows.shape}, finite: {bool(np.isfinite(rows).all())}",
-            expected=f"at least {least} finite rows",
-            where=where,
-            remedy="give more samples or ask for a smaller rank; if not finite, capture again",
-        )
-    return rows
 
 
 def _orthonormal(vectors: Matrix) -> Matrix:
@@ -97,23 +74,6 @@ def mean_difference(harmful: npt.ArrayLike, harmless: npt.ArrayLike) -> Matrix:
     )
 
 
-def shrinkage(centred: Matrix) -> float:
-    """Ledoit-Wolf intensity for rows already centred (J. Multivariate Analysis 88, 2004, 3.2).
-
-    Through the N x N Gram matrix: with S = X^T X / N and m = tr S / d, the ratio of the sampling
-    error of S to its distance from m I, in [0, 1].
-    """
-    count, width = centred.shape
-    gram = centred @ centred.T
-    trace = np.trace(gram) / count
-    square = float((gram**2).sum()) / count**2
-    distance = square - trace**2 / width
-    sampling = (float((np.diag(gram) ** 2).sum()) / count - square) / count
-    if distance <= 1e-12 * square:  # S is a multiple of I up to rounding: nothing to shrink
-        return 1.0
-    return float(np.clip(sampling / distance, 0.0, 1.0))
-
-
 def discriminative_subspace(
     malicious: npt.ArrayLike, benign: npt.ArrayLike, rank: int, ridge: Ridge
 ) -> Subspace:
@@ -128,11 +88,7 @@ def discriminative_subspace(
     centre = good.mean(axis=0)
     bad -= centre
     good -= centre
-    mean_variance = float(np.vdot(good, good)) / good.size
-    _require_ridge(ridge, mean_variance, where)
-    weight = shrinkage(good) if ridge == "ledoit-wolf" else None
-    kept, added = (1.0, float(ridge)) if weight is None else (1 - weight, weight)
-    added *= mean_variance
+    kept, added = shrunken(good, ridge, where)
     values, vectors = generalised_eigenvectors(bad, np.sqrt(kept) * good, added, rank, where)
     return Subspace(_orthonormal(vectors), centre, values)
 
@@ -181,17 +137,6 @@ def generalised_eigenvectors(
     return values[::-1] / (count * added), bad.T @ u - good.T @ inside
 
 
-def _require_ridge(ridge: Ridge, mean_variance: float, where: str) -> None:
-    """Without a ridge the covariance of few samples has no inverse in the span of all of them."""
-    if (ridge != "ledoit-wolf" and not ridge > 0) or mean_variance == 0:
-        raise MalformedError(
-            found=f"ridge {ridge}, mean variance {mean_variance:.3g}",
-            expected="both above zero",
-            where=where,
-            remedy="give a ridge such as 0.1, and samples that differ",
-        )
-
-
 def discriminant_direction(
     harmful: npt.ArrayLike, harmless: npt.ArrayLike, groups: npt.ArrayLike, ridge: float
 ) -> Matrix:
@@ -230,9 +175,7 @@ def discriminant_direction(
     span = _span(np.concatenate([within, [shift]]))
     inside = within @ span.T
     covariance = inside.T @ inside / len(rows)
-    mean_variance = float((within**2).sum()) / len(rows) / rows.shape[1]
-    _require_ridge(ridge, mean_variance, where)
-    covariance += ridge * mean_variance * np.eye(len(span))
+    covariance += shrunken(within, ridge, where)[1] * np.eye(len(span))
     direction = span.T @ scipy.linalg.solve(covariance, span @ shift, assume_a="pos")
     length = float(np.linalg.norm(direction))
     if length == 0:

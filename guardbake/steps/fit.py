@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from guardbake.activations import Activations
-from guardbake.diagnose.separability import rank_sites
+from guardbake.diagnose.separability import separability
 from guardbake.evaluate.judges import judge
 from guardbake.fit.candidates import Answers, Candidate, candidates
 from guardbake.fit.sensor import fit_sensor
@@ -64,7 +64,7 @@ def fit_guard(
     budget = Budget(section.harmless_rise, section.degenerate)
     best, verdicts = choose(outcomes, baseline, budget)
     figures = {
-        "separability": _separability(fitting, sites),
+        "separability": _separability(fitting),
         "sensor": sensor_figures,
         "undefended": baseline.rates(),
         "sign_test": [
@@ -181,6 +181,8 @@ def _rows(samples: Sequence[Sample], form: Form, label: str) -> list[int]:
     return [i for i, s in enumerate(samples) if s.form == form and s.label == label]
 
 
-def _separability(fitting: Activations, sites: Sequence[Site]) -> list[dict[str, Any]]:
-    ranked = rank_sites(fitting, sites, FIT_FORMS)
-    return [{"site": str(report.site), "auc": dict(report.auc)} for report in ranked]
+def _separability(fitting: Activations) -> list[dict[str, Any]]:
+    return [
+        {"site": str(report.place), "forms": {f: s.to_json() for f, s in report.forms.items()}}
+        for report in separability(fitting.samples, fitting.last, FIT_FORMS)
+    ]

@@ -11,15 +11,14 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guardbake.covariance import Ridge, shrinkage
 from guardbake.errors import MalformedError
 from guardbake.fit.subspace import (
-    Ridge,
     discriminant_direction,
     discriminative_subspace,
     largest_angle,
     mean_difference,
     safety_directions,
-    shrinkage,
 )
 
 Matrix = npt.NDArray[np.float64]

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import pytest
 import scipy.linalg
 
+from guardbake.covariance import finite_rows
 from guardbake.errors import MalformedError
 from guardbake.fit.care_public import public_subspace
 from guardbake.fit.subspace import (
     discriminative_subspace,
-    finite_rows,
     largest_angle,
     mean_difference,
     safety_directions,
