@@ -6,7 +6,7 @@ compared with something independent of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,8 @@ from guardbake.vlm.load import Vlm
 from guardbake.vlm.reference import TorchGuard
 
 Array = npt.NDArray[Any]
+Pick = Callable[[Tensor, int], Tensor]
+"""Chooses a token [B] of each row from its logits [B, V], at step 0, 1, ... of the answer."""
 
 
 def tap_name(site: Site) -> str:
@@ -202,6 +204,11 @@ def end_ids(vlm: Vlm) -> frozenset[int]:
     return frozenset(ends if isinstance(ends, list) else [ends])
 
 
+def greedy(logits: Tensor, _step: int) -> Tensor:
+    """The likeliest token of each row: [B, V] -> [B]."""
+    return logits.argmax(-1)
+
+
 def decode(
     session: Session,
     first: Tensor,
@@ -209,6 +216,7 @@ def decode(
     forced: Array | None,
     ends: frozenset[int],
     record: _Record | None,
+    pick: Pick = greedy,
 ) -> tuple[Array, Array]:
     """Take `steps` tokens from the logits `first` [B, V] on: tokens [B, n], logits [B, n, V].
 
@@ -217,7 +225,7 @@ def decode(
     tokens, logits = [], []
     current = first
     for step in range(steps):
-        chosen = current.argmax(-1) if forced is None else torch.from_numpy(forced[:, step])
+        chosen = pick(current, step) if forced is None else torch.from_numpy(forced[:, step])
         tokens.append(chosen)
         logits.append(current)
         so_far = torch.stack(tokens, 1).numpy()
