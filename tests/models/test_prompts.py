@@ -18,6 +18,7 @@ LISTS: dict[str, tuple[Label, int]] = {
     "harmless_fit": ("harmless", 260),
     "harmless_validate": ("harmless", 120),
     "harmless_test": ("harmless", 140),
+    "lookalikes_fit": ("harmless", 107),
     "lookalikes_validate": ("harmless", 30),
     "lookalikes_test": ("harmless", 30),
 }
