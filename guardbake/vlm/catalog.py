@@ -21,7 +21,7 @@ VisionKind = Literal["clip", "qwen2_5_vl"]
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "family": ("name", "model_type", "image_token", "position"),
-    "decoder": ("root", "layers", "feed_forward", "embedding", "head"),
+    "decoder": ("root", "layers", "attention", "feed_forward", "embedding", "head"),
     "vision": ("kind", "root", "projector"),
 }
 
@@ -40,7 +40,7 @@ class Family:
     image_token: the key of config.json that holds the image token's id.
     position: "sequential" position ids are [B, T], "mrope" ones are [3, B, T].
     decoder, layers, embedding, head: the text model, its layer list, its embedding, the LM head.
-    feed_forward: the FFN's name inside one layer.
+    attention, feed_forward: the names of self-attention and FFN inside one layer.
     vision_kind: which capture the vision tower needs; vision, projector: its modules ("" if none).
     """
 
@@ -50,6 +50,7 @@ class Family:
     position: PositionKind
     decoder: str
     layers: str
+    attention: str
     feed_forward: str
     embedding: str
     head: str
@@ -125,6 +126,7 @@ def family_from_toml(text: str, where: str) -> Family:
         position=cast(PositionKind, family["position"]),
         decoder=decoder["root"],
         layers=decoder["layers"],
+        attention=decoder["attention"],
         feed_forward=decoder["feed_forward"],
         embedding=decoder["embedding"],
         head=decoder["head"],

@@ -174,6 +174,14 @@ def on_site(
     module = layers[site.layer]
     if site.boundary == "ffn_output":
         module = module.get_submodule(ffn)
+    with on_output(module, see):
+        yield
+
+
+@contextmanager
+def on_output(module: nn.Module, see: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `see` with what `module` returns, the first of a tuple; what `see` returns, if it is a
+    tensor, takes that one's place."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         tensor = output[0] if isinstance(output, tuple) else output
