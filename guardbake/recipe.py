@@ -46,8 +46,12 @@ class SplitSection(_Section):
 
 
 class SamplesSection(_Section):
-    """fit: directions and subspaces. validate: threshold and sign test. test: the certificate."""
+    """fit: directions and subspaces. validate: threshold and sign test. test: the certificate.
 
+    held_out: attack families that must stand in the test split alone, as `Prompt.family` has them.
+    """
+
+    held_out: list[str] = []
     typography: TypographySection
     fit: SplitSection
     validation: SplitSection = Field(alias="validate")

@@ -23,14 +23,39 @@ Picture = Path | bytes
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """One request in words, not yet in a form.
+
+    source, index: where it comes from; index counts from 0 in the unsplit source.
+    image: the picture it comes with, None for words alone.
+    family: the attack that wraps the request, as its benchmark names it; "" for a plain request.
+    goal: the plain request inside the attack; "" if that is the prompt itself.
+    The repr leaves the words out, so that no log and no failing test shows a harmful one.
+    """
+
+    prompt: str = field(repr=False)
+    label: Label
+    source: str
+    index: int
+    image: Picture | None = field(default=None, repr=False)
+    family: str = ""
+    goal: str = field(default="", repr=False)
+
+    @property
+    def request(self) -> str:
+        """The plain request, by which splits are compared and answers are judged."""
+        return self.goal or self.prompt
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One request.
+    """One request in one form.
 
     prompt: the request in words, whatever the form shows it in; kept out of the repr and so out
       of logs.
     source, index: where the prompt comes from; reports name these and never the prompt.
     image: the picture the prompt came with, if and only if the form is "image".
-    family: the attack that wraps the request, as its benchmark names it; "" for a plain request.
+    family, goal: as `Prompt` has them.
 
     Raises UsageError for form "image" without a picture, and for a picture under another form.
     """
@@ -42,6 +67,12 @@ class Sample:
     index: int
     image: Picture | None = field(default=None, repr=False)
     family: str = ""
+    goal: str = field(default="", repr=False)
+
+    @property
+    def request(self) -> str:
+        """The plain request, by which an answer is judged."""
+        return self.goal or self.prompt
 
     def __post_init__(self) -> None:
         if (self.form == "image") != (self.image is not None):

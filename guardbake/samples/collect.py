@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from guardbake.samples import Form, Label, Sample
-from guardbake.samples.readers import Prompt, read
-from guardbake.samples.splits import identity, take
+from guardbake.samples import Form, Label, Prompt, Sample
+from guardbake.samples.digests import identity
+from guardbake.samples.readers import read
+from guardbake.samples.splits import take
 
 DRAW_SEED = 0
 
@@ -22,8 +23,8 @@ def collect(
     """The usable prompts of all sources, each once, in the order of the sources.
 
     usable: whether the model can be shown words in every form; not asked for a prompt that comes
-    with a picture. limit: at most so many, drawn
-    by content, so that the draw does not depend on the order of a file.
+    with a picture. limit: at most so many, drawn by content, so that the draw does not depend on
+    the order of a file.
     """
     seen: set[str] = set()
     prompts = []
@@ -44,14 +45,9 @@ def in_forms(prompts: Sequence[Prompt], forms: Sequence[Form]) -> list[Sample]:
 
     A prompt that comes with a picture has the form "image" alone; these follow the others.
     """
-    worded = [p for p in prompts if p.image is None]
-    drawn = [
-        Sample(p.prompt, p.label, f, p.source, p.index, None, p.family)
-        for f in forms
-        for p in worded
-    ]
-    return drawn + [
-        Sample(p.prompt, p.label, "image", p.source, p.index, p.image, p.family)
-        for p in prompts
-        if p.image is not None
+    asked = [(p, form) for form in forms for p in prompts if p.image is None]
+    asked += [(p, "image") for p in prompts if p.image is not None]
+    return [
+        Sample(p.prompt, p.label, form, p.source, p.index, p.image, p.family, p.goal)
+        for p, form in asked
     ]

@@ -9,47 +9,20 @@ request in another wrapping, or out of another benchmark, is still the same requ
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from guardbake.errors import RecipeError
-from guardbake.samples.readers import Prompt
-
-
-def normalised(text: str) -> str:
-    """Words of letters and digits, case folded, single spaces: "Don't  SHOUT!" -> "don t shout"."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.findall(r"[^\W_]+", folded))
-
-
-def digest(text: str) -> str:
-    """sha256 in hex of the normalised text."""
-    return hashlib.sha256(normalised(text).encode()).hexdigest()
-
-
-def identity(prompt: Prompt) -> str:
-    """Digest in hex of one prompt as it is asked: of its words or, with a picture, also of that.
-
-    A picture counts by its file's name and the attack's family, and by content where it has no
-    file. So a draw is the same wherever a benchmark's folder lies, and opens no picture.
-    """
-    words = digest(prompt.prompt)
-    if prompt.image is None:
-        return words
-    picture = prompt.image.name.encode() if isinstance(prompt.image, Path) else prompt.image
-    shown = hashlib.sha256(picture).hexdigest()
-    return hashlib.sha256(f"{words} {prompt.family} {shown}".encode()).hexdigest()
+from guardbake.samples import Prompt
+from guardbake.samples.digests import digest, identity, normalised
 
 
 def prove_disjoint(splits: Mapping[str, Sequence[Prompt]]) -> dict[str, str]:
     """Digest in hex of every split, after showing that no request stands in two of them.
 
-    Requests are compared by `Prompt.goal`, the plain one inside an attack. The digest of a split
-    covers the set of the identities of its prompts and their labels; order and repetition do not
-    change it. Raises RecipeError naming split, source and index of both places,
-    never the prompt; also for an empty split and for a prompt without a letter or digit.
+    Compared is `Prompt.request`, the plain one inside an attack. The digest of a split covers the
+    set of the identities of its prompts and their labels; order and repetition do not change it.
+    Raises RecipeError naming split, source and index of both places, never the prompt; also for an
+    empty split and for a prompt without a letter or digit.
     """
     owner: dict[str, tuple[str, Prompt]] = {}
     digests: dict[str, str] = {}
@@ -72,6 +45,35 @@ def prove_disjoint(splits: Mapping[str, Sequence[Prompt]]) -> dict[str, str]:
     return digests
 
 
+def prove_held_out(families: Sequence[str], splits: Mapping[str, Sequence[Prompt]]) -> None:
+    """Show that no prompt of these attack families stands in any split but "test", where some do.
+
+    A family covers what is below it: "jailbreakv" also "jailbreakv/Template". Raises RecipeError
+    naming source and index of the first prompt, or the family that the test lacks.
+    """
+    for family in families:
+
+        def held(prompt: Prompt, family: str = family) -> bool:
+            return f"{prompt.family}/".startswith(f"{family}/")
+
+        for name, prompts in splits.items():
+            found = [prompt for prompt in prompts if held(prompt)]
+            if found and name != "test":
+                raise RecipeError(
+                    found=f"{len(found)} prompts of the held-out family {family!r}",
+                    expected="none outside the test split",
+                    where=f"split {name!r}, {found[0].source} [{found[0].index}]",
+                    remedy="take the source out of this split, or do not hold the family out",
+                )
+            if not found and name == "test":
+                raise RecipeError(
+                    found=f"no prompt of the held-out family {family!r}",
+                    expected="the family that is held out in the test split",
+                    where="split 'test'",
+                    remedy="add a source of this family, or correct its name",
+                )
+
+
 def take(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
     """`n` distinct prompts, the same for the same set and seed whatever the order of the set.
 
@@ -91,15 +93,14 @@ def take(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
 
 
 def _key(name: str, prompt: Prompt) -> str:
-    request = prompt.goal or prompt.prompt
-    if not normalised(request):
+    if not normalised(prompt.request):
         raise RecipeError(
             found="a prompt without a letter or digit",
             expected="words",
             where=f"split {name!r}, {prompt.source} [{prompt.index}]",
             remedy="remove the prompt",
         )
-    return digest(request)
+    return digest(prompt.request)
 
 
 def _overlap(name: str, prompt: Prompt, other: str, first: Prompt) -> RecipeError:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from guardbake.errors import RecipeError
 from guardbake.recipe import Recipe, SplitSection
-from guardbake.samples import FORMS, Form, Sample
+from guardbake.samples import FORMS, Form, Prompt, Sample
 from guardbake.samples.collect import collect, in_forms
-from guardbake.samples.readers import Prompt
-from guardbake.samples.splits import prove_disjoint
+from guardbake.samples.splits import prove_disjoint, prove_held_out
 from guardbake.samples.typography import Tokenizer
 from guardbake.vlm.requests import Typography, drawable
 
@@ -30,8 +29,9 @@ class Splits:
 def split_samples(
     recipe: Recipe, root: Path, typography: Typography, tokenizer: Tokenizer
 ) -> Splits:
-    """Read every split. fit, validate and test must not share a prompt; parity prompts, on which
-    nothing is fitted or judged, may come from any of them."""
+    """Read every split. fit, validate and test must not share a request, and a held-out family
+    stands in test alone; parity prompts, on which nothing is fitted or judged, may come from any of
+    them."""
     samples = recipe.samples
     sections = {
         "fit": samples.fit,
@@ -46,7 +46,9 @@ def split_samples(
     prompts = {
         name: _both_labels(section, root, usable, name) for name, section in sections.items()
     }
-    digests = prove_disjoint({name: prompts[name] for name in ("fit", "validate", "test")})
+    apart = {name: prompts[name] for name in ("fit", "validate", "test")}
+    prove_held_out(samples.held_out, apart)
+    digests = prove_disjoint(apart)
     digests |= prove_disjoint({"parity": prompts["parity"]})
     return Splits(prompts, digests)
 

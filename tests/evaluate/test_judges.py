@@ -8,7 +8,7 @@ import random
 import pytest
 
 from guardbake.evaluate.judges import degenerate, judge, refused
-from guardbake.samples.readers import package_file
+from guardbake.samples.readers.packages import package_file
 
 FILES = ("refusal.csv", "refusal_extra.csv")
 

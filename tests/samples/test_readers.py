@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 
 from guardbake.errors import EnvironmentFault, MalformedError, RecipeError
-from guardbake.samples.readers import (
+from guardbake.samples.readers import Prompt, from_file, read
+from guardbake.samples.readers.packages import (
     ADVBENCH_FILE,
     HARMBENCH_FILE,
-    Prompt,
     advbench,
     donotanswer,
-    from_file,
     harmbench,
-    read,
 )
 
 SECRET = "zebra quartz"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from guardbake.errors import RecipeError
-from guardbake.samples import Label
+from guardbake.samples import Label, Prompt
 from guardbake.samples.collect import collect, in_forms
-from guardbake.samples.readers import Prompt
-from guardbake.samples.splits import identity, normalised, prove_disjoint, take
+from guardbake.samples.digests import identity, normalised
+from guardbake.samples.splits import prove_disjoint, take
 
 
 def _prompts(*texts: str, source: str = "ours", label: Label = "harmless") -> list[Prompt]:
