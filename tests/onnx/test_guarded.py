@@ -21,7 +21,7 @@ from guardbake.passes.insert import InsertGuard
 from guardbake.passes.tap import TapEdits
 from guardbake.passes.verify import VerifyGuard
 from guardbake.site import Site
-from guardbake.spec import EditKind, GuardSpec, Profile, Sensor
+from guardbake.spec import GuardSpec, Profile, Sensor
 from guardbake.vlm.runner import TorchRunner
 
 from guardbake_onnx.runner import OnnxRunner
@@ -29,11 +29,14 @@ from guardbake_onnx.runner import OnnxRunner
 STEPS = 16
 NOISE = Budget(1e-4, "float32 noise of another summation order, values of order 1 to 10")
 BUDGETS = Budgets(NOISE, NOISE, NOISE, Budget(1e-3, "ten times the score's noise"))
-CASES: list[tuple[Profile, EditKind]] = [
+CASES: list[tuple[Profile, str]] = [
     ("always", "care"),
+    ("always", "care parallel"),
     ("always", "project"),
+    ("token", "care sequential"),
     ("token", "care"),
     ("token", "steer"),
+    ("sequence", "astra"),
     ("sequence", "care"),
     ("sequence", "project"),
     ("sequence", "add"),
@@ -54,6 +57,7 @@ def _guard_for(
         edits=(2, 4),
         strength=2.0,
         threshold=0.0,
+        gains=True,
     )
     return spec
 
@@ -87,7 +91,7 @@ def test_guarded_graph_equals_guarded_reference(
     exported: object,
     mixed_batch: Batch,
     guard: Callable[..., GuardSpec],
-    case: tuple[Profile, EditKind],
+    case: tuple[Profile, str],
     tmp_path: Path,
 ) -> None:
     torch.set_num_threads(1)

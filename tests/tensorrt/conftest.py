@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
-from guardbake.spec import Branch, Edit, EditKind, GuardSpec, ModelIdentity, Profile, Sensor
+from guardbake.spec import GuardSpec, Profile
 
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
 
@@ -131,28 +131,6 @@ def _outputs() -> list[onnx.ValueInfoProto]:
     ]
 
 
-def _spec(profile: Profile, kinds: tuple[EditKind, EditKind]) -> GuardSpec:
-    rng = np.random.default_rng(1)
-    direction = rng.standard_normal(WIDTH)
-    unit = (direction / np.linalg.norm(direction)).astype(np.float32)
-    centre = np.zeros(WIDTH, np.float32)
-
-    def edit(layer: int, kind: EditKind) -> Edit:
-        site = Site(layer, "ffn_output")
-        if kind == "steer":
-            return Edit(site, kind, push=unit, strength=2.0)
-        basis = np.linalg.qr(rng.standard_normal((WIDTH, 6)))[0].astype(np.float32)
-        visual = Branch("visual", np.ascontiguousarray(basis[:, :3]), centre, 1.0)
-        text = Branch("text", np.ascontiguousarray(basis[:, 3:]), centre, 0.5)
-        return Edit(site, kind, (visual, text) if kind == "care" else (visual,))
-
-    sensor = None
-    if profile != "always":
-        sensor = Sensor(Site(0, "ffn_output"), unit, centre, 0.1)
-    edits = tuple(edit(layer, kind) for layer, kind in enumerate(kinds))
-    return GuardSpec(ModelIdentity("tiny", LAYERS, WIDTH, "0" * 64), "test", profile, sensor, edits)
-
-
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unguarded decoder, its weights in decoder.onnx.data."""
@@ -169,17 +147,29 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-MakeGuarded = Callable[[Profile, tuple[EditKind, EditKind]], Guarded]
+MakeGuarded = Callable[[Profile, tuple[str, str]], Guarded]
 
 
 @pytest.fixture(scope="session")
-def make_guarded(plain: Path) -> MakeGuarded:
-    """(profile, edit kinds of both layers) -> the guarded decoder, beside the plain one."""
+def make_guarded(plain: Path, guard: Callable[..., GuardSpec]) -> MakeGuarded:
+    """(profile, edits of both layers) -> the guarded decoder, beside the plain one."""
 
-    def make(profile: Profile, kinds: tuple[EditKind, EditKind]) -> Guarded:
+    def make(profile: Profile, kinds: tuple[str, str]) -> Guarded:
+        one, other = (
+            guard(
+                profile,
+                kind,
+                width=WIDTH,
+                layers=LAYERS,
+                sensor=Site(0, "ffn_output"),
+                edits=(0, 1),
+                gains=True,
+            )
+            for kind in kinds
+        )
         model = ir.load(plain)
-        report = InsertGuard(_spec(profile, kinds))(model)
-        path = plain.with_name(f"{profile}_{'_'.join(kinds)}.onnx")
+        report = InsertGuard(replace(one, edits=(one.edits[0], other.edits[1])))(model)
+        path = plain.with_name(f"{profile}_{'_'.join(kinds)}.onnx".replace(" ", "_"))
         ir.save(model, path)
         return Guarded(path, report.nodes)
 

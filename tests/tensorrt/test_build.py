@@ -69,11 +69,23 @@ def test_the_record_survives_json(record: tuple[EngineRecord, Path]) -> None:
         EngineRecord.from_json(made.to_json().replace('"past": [\n      0', '"past": [\n      99'))
 
 
-@pytest.mark.parametrize("gate", ["always", "token", "sequence"])
+@pytest.mark.parametrize(
+    ("gate", "edits"),
+    [
+        ("always", ("project", "care parallel")),
+        ("token", ("astra", "add")),
+        ("sequence", ("care sequential", "project")),
+    ],
+)
 def test_every_gate_and_every_edit_compiles(
-    gate: Any, make_guarded: Any, backend: Backend, profile: EngineProfile, tmp_path: Path
+    gate: Any,
+    edits: tuple[str, str],
+    make_guarded: Any,
+    backend: Backend,
+    profile: EngineProfile,
+    tmp_path: Path,
 ) -> None:
-    guarded = make_guarded(gate, ("project", "add"))
+    guarded = make_guarded(gate, edits)
     made = build_engine(
         guarded.path,
         tmp_path / "e",

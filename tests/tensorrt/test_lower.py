@@ -31,7 +31,7 @@ def _without_marks(lowered: LoweredGraph) -> bytes:
 
 @pytest.mark.parametrize("gate", ["always", "token", "sequence"])
 def test_the_copy_computes_the_same(gate: Any, make_guarded: Any) -> None:
-    guarded = make_guarded(gate, ("care", "project"))
+    guarded = make_guarded(gate, ("care", "astra"))
     rng = np.random.default_rng(2)
     feeds: dict[str, np.ndarray] = {
         "inputs_embeds": rng.standard_normal((3, 4, 16)).astype(np.float32),
