@@ -28,6 +28,16 @@ class Batch:
     image_grid_thw: Array | None
 
     @property
+    def text_mask(self) -> Array:
+        """Tokens of words, [B, T] bool: neither padding nor image, nor the first real token.
+
+        The first token draws attention and has many times the norm of the others, whatever the
+        prompt says; a mean or a median over words must not hold it.
+        """
+        real = self.attention_mask == 1
+        return np.asarray(real & ~self.image_mask & (self.attention_mask.cumsum(axis=1) > 1))
+
+    @property
     def prompt_lengths(self) -> Array:
         """Real tokens of each prompt, [B] int64."""
         return np.asarray(self.attention_mask.sum(axis=1))

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guardbake.errors import RecipeError
-from guardbake.spec import Profile
+from guardbake.semantics import Fusion
+from guardbake.spec import Modality, Profile
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -76,25 +77,89 @@ class SensorSection(_Section):
 class CandidateSection(_Section):
     """One family of edits for the sign test: every layer with every strength.
 
-    steer: gated push. remove, add: VLM-Guard with `rank` directions. care: both subspaces.
+    steer: gated push. remove, add: VLM-Guard with `rank` directions. care: CARE's subspaces.
+    together: one candidate edits all of `layers`, instead of one candidate a layer. The rest is
+    CARE's: which branches; their fusion, and the visual one's share of a parallel fusion; what
+    harmful pictures are held against; whether attribution picks the tokens; whose numerics.
     """
 
     edit: Literal["steer", "remove", "add", "care"]
     layers: list[Layer] = Field(min_length=1)
     strengths: list[Positive] = Field(min_length=1)
+    together: bool = False
     rank: Count = 1
     ridge: Positive | Literal["ledoit-wolf"] = "ledoit-wolf"
+    branches: tuple[Modality, ...] = Field(default=("visual", "text"), strict=False)
+    fusion: Fusion = "adaptive"
+    visual_share: Share = 0.5
+    contrast: Literal["typographic", "plain"] = "typographic"
+    attribution: bool = False
+    numerics: Literal["exact", "public"] = "exact"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> CandidateSection:
+        for name, values in (("layers", self.layers), ("strengths", self.strengths)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} names one twice")
+        if self.together and len(self.layers) == 1:
+            raise ValueError("together needs more than one layer")
+        if self.edit == "steer" and self.is_set("rank"):
+            raise ValueError("rank is of no meaning for steer")
+        if self.edit != "care":
+            self._refuse_set(_CARE_ALONE, "are for care alone")
+            return self
+        if self.branches not in (("visual", "text"), ("visual",), ("text",)):
+            raise ValueError('branches must be ["visual", "text"], ["visual"] or ["text"]')
+        if len(self.branches) == 1:
+            self._refuse_set(("fusion", "visual_share"), "need both branches")
+        if self.fusion != "parallel":
+            self._refuse_set(("visual_share",), "is for fusion parallel alone")
+        if "visual" not in self.branches:
+            self._refuse_set(("contrast",), "is the visual branch's")
+        if self.numerics == "public":
+            self._refuse_set(("ridge",), "is 1e-6 absolute with public numerics")
+        return self
+
+    def is_set(self, name: str) -> bool:
+        """Whether a key has another value than its default."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def _refuse_set(self, names: tuple[str, ...], why: str) -> None:
+        wrong = [name for name in names if self.is_set(name)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} {why}")
+
+
+_CARE_ALONE = (
+    "ridge",
+    "branches",
+    "fusion",
+    "visual_share",
+    "contrast",
+    "attribution",
+    "numerics",
+)
 
 
 class FitSection(_Section):
+    """compliant, refusing: assistant turns of CARE's text contrast. captions: what is asked beside
+    plain pictures, for candidates of contrast "plain"."""
+
     profile: Profile
     sensor: SensorSection | None = None
     candidates: list[CandidateSection] = Field(min_length=1)
     compliant: list[str] = Field(min_length=1)
     refusing: list[str] = Field(min_length=1)
+    captions: list[str] = []
     tokens: Annotated[int, Field(ge=12)]
     harmless_rise: Share
     degenerate: Share
+
+    @model_validator(mode="after")
+    def _captions_for_plain(self) -> FitSection:
+        if not self.captions and any(c.contrast == "plain" for c in self.candidates):
+            raise ValueError("captions must say what is asked beside the plain pictures")
+        return self
 
     @model_validator(mode="after")
     def _sensor_before_edits(self) -> FitSection:

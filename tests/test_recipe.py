@@ -52,6 +52,59 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) 
     assert "recipe.toml" in caught.value.where
 
 
+CARE = 'edit = "care"'
+STEER = 'edit = "steer"'
+
+
+@pytest.mark.parametrize(
+    ("edit", "keys", "says"),
+    [
+        (STEER, "rank = 2", "rank is of no meaning for steer"),
+        (STEER, "ridge = 0.1", "ridge are for care alone"),
+        (STEER, 'fusion = "parallel"\nattribution = true', "fusion, attribution are for care"),
+        (STEER, "layers = [4, 4]", "layers names one twice"),
+        ('edit = "remove"', 'numerics = "public"', "numerics are for care alone"),
+        ('edit = "remove"', "together = true", "together needs more than one layer"),
+        (CARE, 'branches = ["text", "visual"]', "branches must be"),
+        (CARE, "branches = []", "branches must be"),
+        (CARE, 'branches = ["sound"]', "branches"),
+        (CARE, 'branches = ["text"]\nfusion = "sequential"', "need both branches"),
+        (CARE, "visual_share = 0.3", "fusion parallel alone"),
+        (CARE, 'fusion = "parallel"\nvisual_share = 1.5', "visual_share"),
+        (CARE, 'branches = ["text"]\ncontrast = "plain"', "is the visual branch's"),
+        (CARE, 'contrast = "plain"', "captions must say"),
+        (CARE, 'numerics = "public"\nridge = 0.1', "absolute with public numerics"),
+        (CARE, 'attribution = "yes"', "attribution"),
+        (CARE, "ridge = 0.0", "ridge"),
+        (CARE, "alpha = 1.0", "alpha"),
+    ],
+)
+def test_candidates_that_make_no_sense(tmp_path: Path, edit: str, keys: str, says: str) -> None:
+    text = TINY.read_text(encoding="utf-8")
+    start = text.index(edit)
+    table = text[start : text.index("[", text.index("strengths", start) + 14)]
+    kept = [line for line in table.splitlines() if line.split(" =")[0] not in keys]
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.replace(table, "\n".join([*kept, keys]) + "\n", 1), encoding="utf-8")
+    with pytest.raises(RecipeError, match=says) as caught:
+        load_recipe(path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'fusion = "parallel"\nvisual_share = 0.3',
+        'branches = ["visual"]\nattribution = true',
+        'numerics = "public"\nfusion = "sequential"',
+    ],
+)
+def test_candidates_that_make_sense(tmp_path: Path, keys: str) -> None:
+    recipe = load_recipe(_edited(tmp_path, CARE, f"{CARE}\n{keys}"))
+    again = type(recipe).model_validate(recipe.model_dump(by_alias=True))
+    assert again == recipe  # what is written into a bundle is read again
+
+
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     path = _edited(tmp_path, "batch_size = 24", "batch_size = 0\nsurprise = 1")
     with pytest.raises(RecipeError) as caught:

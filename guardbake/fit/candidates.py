@@ -2,70 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from guardbake.activations import Activations, Rows
-from guardbake.fit.care import care_edit
+from guardbake.errors import RecipeError
+from guardbake.fit.care import Contrasts, care_edit
 from guardbake.fit.push import mean_difference_push
 from guardbake.fit.vlm_guard import safety_direction_edit
 from guardbake.recipe import CandidateSection
-from guardbake.site import Site
 from guardbake.spec import Edit
 
 
 @dataclass(frozen=True)
 class Candidate:
+    """edits: one a site, in layer order. name: unique among the candidates of a recipe."""
+
     name: str
     method: str
-    edit: Edit
+    edits: tuple[Edit, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """compliant[site], refusing[site]: [N, d] float32, forced turns after harmful prompts."""
+def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> Iterator[Candidate]:
+    """Every section's layers times its strengths, in the recipe's order.
 
-    compliant: Mapping[Site, Rows]
-    refusing: Mapping[Site, Rows]
-
-
-def candidates(
-    sections: Sequence[CandidateSection], fitting: Activations, answers: Answers
-) -> Iterator[Candidate]:
-    """Every section's layers times its strengths, in the recipe's order."""
+    Raises RecipeError if two sections name the same candidate, MalformedError if one cannot be
+    fitted.
+    """
+    seen: set[str] = set()
     for section in sections:
-        for layer in section.layers:
+        groups = [sorted(section.layers)] if section.together else [[n] for n in section.layers]
+        for layers in groups:
+            edits = [_edit(section, layer, contrasts) for layer in layers]
             for strength in section.strengths:
-                name = f"{section.edit} layer {layer} alpha {strength:g}"
-                yield Candidate(
-                    name, _METHOD[section.edit], _edit(section, layer, strength, fitting, answers)
-                )
+                name = _name(section, layers, strength)
+                if name in seen:
+                    raise RecipeError(
+                        found=f"two candidates named {name!r}",
+                        expected="each candidate once",
+                        where="fit.candidates",
+                        remedy="remove one of the sections, or let them differ",
+                    )
+                seen.add(name)
+                scaled = tuple(_at_strength(edit, strength) for edit in edits)
+                yield Candidate(name, _method(section), scaled)
 
 
-_METHOD = {
-    "steer": "gated mean-difference push",
-    "remove": "VLM-Guard, remove",
-    "add": "VLM-Guard, add",
-    "care": "CARE, adaptive fusion",
-}
-
-
-def _edit(
-    section: CandidateSection, layer: int, strength: float, fitting: Activations, answers: Answers
-) -> Edit:
-    if section.edit == "steer":
-        return mean_difference_push(fitting, layer, strength)
+def _edit(section: CandidateSection, layer: int, contrasts: Contrasts) -> Edit:
+    """At strength 1."""
     if section.edit == "care":
-        site = Site(layer, "ffn_output")
-        return care_edit(
-            fitting,
-            answers.compliant[site],
-            answers.refusing[site],
-            layer,
-            section.rank,
-            strength,
-            section.ridge,
-        )
-    kind: Literal["project", "add"] = "project" if section.edit == "remove" else "add"
-    return safety_direction_edit(fitting, layer, section.rank, kind, strength)
+        return care_edit(section, layer, contrasts)
+    if section.edit == "steer":
+        return mean_difference_push(contrasts.prompts, layer)
+    kind = "project" if section.edit == "remove" else section.edit
+    return safety_direction_edit(contrasts.prompts, layer, section.rank, kind)
+
+
+def _at_strength(edit: Edit, strength: float) -> Edit:
+    """The edit, fitted at strength 1, at another: in its branches if it has any."""
+    if not edit.branches:
+        return replace(edit, strength=strength)
+    return replace(
+        edit, branches=tuple(replace(b, strength=b.strength * strength) for b in edit.branches)
+    )
+
+
+def _name(section: CandidateSection, layers: Sequence[int], strength: float) -> str:
+    """What tells candidates apart: "care layer 4 alpha 1, rank 8, fusion sequential"."""
+    where = "layers" if len(layers) > 1 else "layer"
+    name = f"{section.edit} {where} {'+'.join(map(str, layers))} alpha {strength:g}"
+    if section.edit in ("remove", "care") and strength > 1:
+        name += " (reflects)"
+    options = {
+        "rank": str(section.rank),
+        "ridge": str(section.ridge),
+        "branches": " ".join(section.branches),
+        "fusion": section.fusion,
+        "visual_share": str(section.visual_share),
+        "contrast": section.contrast,
+        "attribution": "on",
+        "numerics": section.numerics,
+    }
+    parts = [
+        f"{key.replace('_', ' ')} {value}" for key, value in options.items() if section.is_set(key)
+    ]
+    return ", ".join([name, *parts])
+
+
+def _method(section: CandidateSection) -> str:
+    """The name of the method that fitted it, for the guard pack."""
+    if section.edit == "steer":
+        return "gated mean-difference push"
+    if section.edit != "care":
+        return f"VLM-Guard, {section.edit}"
+    name = "CARE as the public code computes it" if section.numerics == "public" else "CARE"
+    if len(section.branches) == 1:
+        return f"{name}, {section.branches[0]} branch alone"
+    return f"{name}, {section.fusion} fusion"

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from guardbake.activations import Activations
+from guardbake.activations import Activations, rows_at
 from guardbake.fit.subspace import mean_difference
 from guardbake.site import Site
 from guardbake.spec import Edit
 
 
-def mean_difference_push(fitting: Activations, layer: int, strength: float) -> Edit:
-    """`steer` at the FFN output of `layer`, from the text form of the fitting prompts."""
-    rows = fitting.last[Site(layer, "residual")]
+def mean_difference_push(fitting: Activations, layer: int) -> Edit:
+    """`steer` at the FFN output of `layer`, strength 1, from the text form of the fit split.
+
+    Raises MalformedError if the residual after that layer was not captured, or is not finite, or if
+    either label has fewer than two text prompts.
+    """
+    rows = rows_at(fitting.last, Site(layer, "residual"), "mean-difference push")
     text = fitting.where(lambda s: s.form == "text")
     harmful = fitting.where(lambda s: s.label == "harmful")
     push = mean_difference(rows[text & harmful], rows[text & ~harmful])
-    return Edit(Site(layer, "ffn_output"), "steer", (), push.astype(np.float32), strength)
+    return Edit(Site(layer, "ffn_output"), "steer", (), push.astype(np.float32))

@@ -11,16 +11,17 @@ import numpy as np
 from guardbake.activations import Activations
 from guardbake.diagnose.separability import separability
 from guardbake.evaluate.judges import judge
-from guardbake.fit.candidates import Answers, Candidate, candidates
+from guardbake.fit.candidates import Candidate, candidates
 from guardbake.fit.sensor import fit_sensor
 from guardbake.fit.sign_test import Budget, Outcome, choose
 from guardbake.recipe import FitSection, Recipe
 from guardbake.samples import FORMS, Form, Sample
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity, Sensor
+from guardbake.steps.contrasts import attribution_for, capture_contrasts
 from guardbake.steps.split import Splits
 from guardbake.vlm.behaviour import Questions
-from guardbake.vlm.capture import capture, capture_answers, every_site
+from guardbake.vlm.capture import capture, every_site
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Typography
 
@@ -45,9 +46,10 @@ def fit_guard(
         sites,
         typography,
         size,
-        lambda done, total: advance("capturing the fit split", done, total),
+        partial(advance, "capturing the fit split"),
+        attribution_for(section),
     )
-    answers = _answers(vlm, section, splits, typography, size, advance)
+    contrasts = capture_contrasts(vlm, section, splits, fitting, typography, size, advance)
     questions = Questions(
         vlm,
         splits.samples("validate"),
@@ -56,7 +58,7 @@ def fit_guard(
         lambda done, total: advance("reading the validation split", done, total),
     )
     sensor, sensor_figures = _sensor(section, fitting, questions.capture_last(sites))
-    tried = list(candidates(section.candidates, fitting, answers))
+    tried = list(candidates(section.candidates, contrasts))
     identity = identify(vlm)
     specs = {c.name: _spec(identity, section, sensor, c, {}) for c in tried}
     baseline = _measure(questions, "undefended", None, section, advance)
@@ -92,30 +94,6 @@ def identify(vlm: Vlm) -> ModelIdentity:
     )
 
 
-def _answers(
-    vlm: Vlm,
-    section: FitSection,
-    splits: Splits,
-    typography: Typography,
-    size: int,
-    advance: Advance,
-) -> Answers:
-    """CARE's contrast, for the layers that a care candidate names; nothing if there is none."""
-    layers = sorted({n for c in section.candidates if c.edit == "care" for n in c.layers})
-    if not layers:
-        return Answers({}, {})
-    sites = [Site(layer, "ffn_output") for layer in layers]
-    harmful = [s for s in splits.samples("fit", ("text",)) if s.label == "harmful"]
-    turns = [
-        capture_answers(vlm, harmful, texts, sites, typography, size, partial(advance, what))
-        for what, texts in (
-            ("reading compliant turns", section.compliant),
-            ("reading refusing turns", section.refusing),
-        )
-    ]
-    return Answers(*turns)
-
-
 def _sensor(
     section: FitSection, fitting: Activations, held_out: Activations
 ) -> tuple[Sensor | None, dict[str, Any] | None]:
@@ -143,8 +121,9 @@ def _spec(
     candidate: Candidate,
     provenance: dict[str, Any],
 ) -> GuardSpec:
-    edits = (candidate.edit,)
-    return GuardSpec(identity, candidate.method, section.profile, sensor, edits, provenance)
+    return GuardSpec(
+        identity, candidate.method, section.profile, sensor, candidate.edits, provenance
+    )
 
 
 def _measure(

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from guardbake.activations import Activations, Rows
+from guardbake.activations import Activations, Rows, Turns
 from guardbake.batch import Batch
 from guardbake.samples import Sample
 from guardbake.site import Site
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.reference import on_site
-from guardbake.vlm.requests import Typography, batches
+from guardbake.vlm.requests import Asking, batches
 from guardbake.vlm.runner import Session, prepare
 
+Flags = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How a sample's tokens become one vector, and at which sites that is wanted.
+
+    image(tokens [T, d] float32, image mask [T], text mask [T]) and text(tokens, text mask) give
+    [d] float32: the functions of `diagnose.attribution`, which lies behind this room.
+    """
+
+    sites: Collection[Site]
+    image: Callable[[Rows, Flags, Flags], Rows]
+    text: Callable[[Rows, Flags], Rows]
 
 
 def every_site(vlm: Vlm) -> list[Site]:
@@ -33,28 +49,40 @@ def every_site(vlm: Vlm) -> list[Site]:
     ]
 
 
+@torch.no_grad()
 def capture(
     vlm: Vlm,
     samples: Sequence[Sample],
     sites: Sequence[Site],
-    typography: Typography,
+    asking: Asking,
     batch_size: int,
     progress: Progress,
+    attribution: Attribution | None = None,
 ) -> Activations:
-    """Run every sample's prompt once and keep its row at each site (see `Activations`)."""
-    last: dict[Site, list[Rows]] = {site: [] for site in sites}
-    means: dict[Site, list[Rows]] = {site: [] for site in sites}
+    """Run every sample's prompt once and keep its rows at each site (see `Activations`).
+
+    The tokens of one batch at one site are in memory at a time. attribution: its sites must be
+    among `sites`.
+    """
+    last, means, images, texts = (_Parts() for _ in range(4))
     done = 0
-    for some, batch in batches(vlm, samples, typography, batch_size):
-        for site, tensor in _prompt_tensors(vlm, batch, sites).items():
-            last[site].append(tensor[:, -1].numpy())
-            means[site].append(_image_mean(tensor, batch))
+    for some, batch in batches(vlm, samples, asking, batch_size):
+
+        def see(site: Site, tensor: Tensor, batch: Batch = batch) -> None:
+            last.add(site, tensor[:, -1].numpy())
+            means.add(site, _image_mean(tensor, batch))
+            if attribution is not None and site in attribution.sites:
+                spans = list(zip(tensor.numpy(), batch.image_mask, batch.text_mask, strict=True))
+                images.add(site, np.stack([attribution.image(*span) for span in spans]))
+                texts.add(site, np.stack([attribution.text(t, words) for t, _, words in spans]))
+
+        session = Session(vlm, prepare(vlm, batch), None)
+        with watching(vlm, sites, see):
+            session.feed(batch.input_ids.shape[1])
         done += len(some)
         progress(done, len(samples))
     return Activations(
-        list(samples),
-        {site: np.concatenate(rows) for site, rows in last.items()},
-        {site: np.concatenate(rows) for site, rows in means.items()},
+        list(samples), last.joined(), means.joined(), images.joined(), texts.joined()
     )
 
 
@@ -64,55 +92,78 @@ def capture_answers(
     samples: Sequence[Sample],
     answers: Sequence[str],
     sites: Sequence[Site],
-    typography: Typography,
+    asking: Asking,
     batch_size: int,
     progress: Progress,
-) -> dict[Site, Rows]:
-    """Mean row [N, d] a sample over the tokens of an assistant turn that it did not write itself.
+    attribution: Attribution | None = None,
+) -> Turns:
+    """One row a sample over the tokens of an assistant turn that it did not write itself.
 
     Sample i is answered with answers[i % len(answers)]; the answers are cut to the shortest one's
-    length in tokens. CARE's text subspace contrasts compliant with refusing turns (METHODS 2).
+    length in tokens. CARE's text subspace contrasts compliant with refusing turns (METHODS 2); the
+    prompt before them is the same in both and is left out.
     """
     encode = vlm.processor.tokenizer
     turns = [encode(text, add_special_tokens=False)["input_ids"] for text in answers]
     length = min(len(turn) for turn in turns)
     table = torch.tensor([turn[:length] for turn in turns])
-    rows: dict[Site, list[Rows]] = {site: [] for site in sites}
+    every = np.ones(length, bool)
+    means, chosen = _Parts(), _Parts()
+
+    def see(site: Site, tensor: Tensor) -> None:
+        means.add(site, tensor.mean(1).numpy())
+        if attribution is not None and site in attribution.sites:
+            chosen.add(site, np.stack([attribution.text(t, every) for t in tensor.numpy()]))
+
     done = 0
-    for some, batch in batches(vlm, samples, typography, batch_size):
+    for some, batch in batches(vlm, samples, asking, batch_size):
         session = Session(vlm, prepare(vlm, batch), None)
         session.feed(batch.input_ids.shape[1])
-        chosen = table[[(done + row) % len(table) for row in range(len(some))]]
-        for site, tensor in recorded(vlm, sites, partial(session.step, chosen)).items():
-            rows[site].append(tensor.mean(1).numpy())
+        turn = table[[(done + row) % len(table) for row in range(len(some))]]
+        with watching(vlm, sites, see):
+            session.step(turn)
         done += len(some)
         progress(done, len(samples))
-    return {site: np.concatenate(parts) for site, parts in rows.items()}
+    return Turns(means.joined(), chosen.joined())
 
 
-@torch.no_grad()
-def _prompt_tensors(vlm: Vlm, batch: Batch, sites: Sequence[Site]) -> dict[Site, Tensor]:
-    session = Session(vlm, prepare(vlm, batch), None)
-    return recorded(vlm, sites, lambda: session.feed(batch.input_ids.shape[1]))
+@contextmanager
+def watching(
+    vlm: Vlm, sites: Sequence[Site], see: Callable[[Site, Tensor], None]
+) -> Iterator[None]:
+    """While open, `see` is shown each site's tensor [B, S, d] float32 as a call computes it."""
+    layers = vlm.model.get_submodule(vlm.family.layers)
+    assert isinstance(layers, nn.ModuleList)
+
+    def shown(site: Site, tensor: Tensor) -> None:
+        see(site, tensor.float())
+
+    with ExitStack() as stack:
+        for site in sites:
+            hook = partial(shown, site)
+            stack.enter_context(on_site(layers, vlm.family.feed_forward, site, hook))
+        yield
 
 
 def recorded(vlm: Vlm, sites: Sequence[Site], call: Callable[[], object]) -> dict[Site, Tensor]:
     """Each site's tensor [B, S, d] float32 during `call`."""
-    layers = vlm.model.get_submodule(vlm.family.layers)
-    assert isinstance(layers, nn.ModuleList)
     seen: dict[Site, Tensor] = {}
-
-    def keep(site: Site) -> Callable[[Tensor], None]:
-        def see(tensor: Tensor) -> None:
-            seen[site] = tensor.float()
-
-        return see
-
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(on_site(layers, vlm.family.feed_forward, site, keep(site)))
+    with watching(vlm, sites, seen.__setitem__):
         call()
     return seen
+
+
+class _Parts:
+    """Rows [B, d] of one batch after another, by site."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Site, list[Rows]] = {}
+
+    def add(self, site: Site, rows: Rows) -> None:
+        self._parts.setdefault(site, []).append(rows.copy())  # not a view that keeps all tokens
+
+    def joined(self) -> dict[Site, Rows]:
+        return {site: np.concatenate(parts) for site, parts in self._parts.items()}
 
 
 def _image_mean(tensor: Tensor, batch: Batch) -> Rows:
