@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.linalg
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from guardbake.activations import Activations, Turns
+from guardbake.artifact import load_guard, save_guard
 from guardbake.covariance import finite_rows
 from guardbake.errors import MalformedError
+from guardbake.fit.care import Contrasts, care_edit
 from guardbake.fit.care_public import public_subspace
+from guardbake.fit.push import mean_difference_push
 from guardbake.fit.subspace import (
     discriminative_subspace,
     largest_angle,
     mean_difference,
     safety_directions,
 )
+from guardbake.fit.vlm_guard import safety_direction_edit
+from guardbake.recipe import CandidateSection
+from guardbake.site import Site
+from guardbake.spec import Branch
 
 Matrix = npt.NDArray[np.float64]
+FFN = Site(1, "ffn_output")
+CARE = CandidateSection(edit="care", layers=[1], strengths=[1.0], rank=2, ridge=0.1)
 
 
 def planted(seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -79,3 +94,126 @@ def test_rows_in_float16_are_refused_by_every_method(which: int) -> None:
 def test_whatever_comes_in_is_solved_in_float64() -> None:
     for dtype in (np.float32, np.float64, np.int64):
         assert finite_rows(np.ones((3, 2), dtype), "here", 2).dtype == np.float64
+
+
+# ---- wrong boundary
+
+
+def test_a_pack_of_the_residual_is_refused(guard: Any, tmp_path: Path) -> None:
+    """The edit's site renamed in the pack: its numbers are fine, and it would be 9 times weaker."""
+    path = tmp_path / "guard.safetensors"
+    save_guard(guard("always", "project", edits=(2,)), path)
+    arrays = {}
+    with safe_open(str(path), framework="np") as pack:
+        meta = {
+            key: value.replace("ffn_output", "residual") for key, value in pack.metadata().items()
+        }
+        for name in pack.keys():  # noqa: SIM118, no dictionary
+            arrays[name.replace("ffn_output", "residual")] = pack.get_tensor(name)
+    save_file(arrays, path, meta)
+    with pytest.raises(MalformedError, match="ffn_output, the only edited boundary") as caught:
+        load_guard(path)
+    assert caught.value.exit_code == 9
+
+
+def test_rows_of_the_residual_are_not_fitted_for_the_ffn_output(made: Any) -> None:
+    acts = made.activations({})
+    residual = {Site(1, "residual"): acts.last[Site(1, "residual")]}
+    wrong = Activations(acts.samples, residual, residual, residual)
+    contrasts = Contrasts(wrong, Turns(residual), Turns(residual))
+    for fit in (
+        lambda: care_edit(CARE, 1, contrasts),
+        lambda: safety_direction_edit(wrong, 1, 1, "add"),
+    ):
+        with pytest.raises(MalformedError, match="the tensor that is edited") as caught:
+            fit()
+        assert caught.value.exit_code == 9
+
+
+# ---- wrong sign
+
+
+def test_a_singular_vector_is_turned_towards_harm_whatever_sign_it_came_with() -> None:
+    harmful, harmless = planted(0)
+    harmful[:, 0] += 30
+    for order in (slice(None), slice(None, None, -1)):
+        direction = safety_directions(harmful[order], harmless[order], 1).basis[:, 0]
+        assert direction @ mean_difference(harmful, harmless) > 0
+
+
+# ---- unorthonormal
+
+
+def test_a_basis_that_is_not_orthonormal_is_refused() -> None:
+    harmful, harmless = planted(0)
+    basis = discriminative_subspace(harmful, harmless, 3, 0.1).basis
+    public = public_subspace(harmful, harmless, 3)
+    columns = public.basis @ np.diag(np.sqrt(public.gains)) @ np.linalg.qr(np.ones((3, 3)))[0]
+    for wrong in (basis * 1.01, basis[:, [0, 0, 1]], columns):
+        with pytest.raises(MalformedError, match=r"\|Q\^T Q - I\|") as caught:
+            Branch("text", wrong.astype(np.float32), np.zeros(48, np.float32), 1.0)
+        assert caught.value.exit_code == 9
+
+
+# ---- bad rows
+
+
+def contrasts_of(acts: Activations, turns: npt.NDArray[np.float32]) -> Contrasts:
+    return Contrasts(acts, Turns({FFN: turns}), Turns({FFN: turns[::-1] * 2}))
+
+
+def test_fewer_than_two_classes(made: Any) -> None:
+    acts = made.activations({})
+    turns = np.random.default_rng(0).standard_normal((40, made.width)).astype(np.float32)
+    for label in ("harmful", "harmless"):
+        keep = np.flatnonzero(acts.where(lambda s, one=label: s.label == one))
+        one = Activations(
+            [acts.samples[i] for i in keep],
+            {site: rows[keep] for site, rows in acts.last.items()},
+            {site: rows[keep] for site, rows in acts.image_mean.items()},
+        )
+        for fit in (
+            lambda one=one: care_edit(CARE, 1, contrasts_of(one, turns)),
+            lambda one=one: safety_direction_edit(one, 1, 1, "add"),
+            lambda one=one: mean_difference_push(one, 1),
+        ):
+            with pytest.raises(MalformedError) as caught:
+                fit()
+            assert caught.value.exit_code == 9
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_activations_that_are_not_finite(made: Any, bad: float) -> None:
+    acts = made.activations({})
+    turns = np.random.default_rng(0).standard_normal((40, made.width)).astype(np.float32)
+    spoilt = turns.copy()
+    spoilt[3, 3] = bad
+    rows = {site: some.copy() for site, some in acts.last.items()}
+    for some in rows.values():
+        some[:, 3] = bad
+    wrong = Activations(acts.samples, rows, rows)
+    for fit in (
+        lambda: care_edit(CARE, 1, contrasts_of(acts, spoilt)),
+        lambda: care_edit(CARE, 1, contrasts_of(wrong, turns)),
+        lambda: safety_direction_edit(wrong, 1, 1, "add"),
+        lambda: mean_difference_push(wrong, 1),
+    ):
+        with pytest.raises(MalformedError, match="finite: False") as caught:
+            fit()
+        assert caught.value.exit_code == 9
+    assert care_edit(CARE, 1, contrasts_of(acts, turns)).branches  # the rows were the fault
+
+
+def test_a_rank_larger_than_the_samples(made: Any) -> None:
+    acts = made.activations({}, prompts=5)
+    turns = np.random.default_rng(0).standard_normal((5, made.width)).astype(np.float32)
+    eight = CARE.model_copy(update={"rank": 8})
+    public = eight.model_copy(update={"numerics": "public"})
+    for fit in (
+        lambda: care_edit(eight, 1, contrasts_of(acts, turns)),
+        lambda: care_edit(public, 1, contrasts_of(acts, turns)),
+        lambda: safety_direction_edit(acts, 1, 8, "add"),
+    ):
+        with pytest.raises(MalformedError, match=r"at least [89] finite rows") as caught:
+            fit()
+        assert caught.value.exit_code == 9
