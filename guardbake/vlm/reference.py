@@ -85,9 +85,14 @@ class TorchGuard:
         full = torch.finfo(y.dtype)
         edited = tensors.apply(edit, _wide(y)).clamp(full.min, full.max).to(y.dtype)
         if self.open is not None:
-            edited = torch.where(self.open[..., None], edited, y)
+            edited = self.where_open(edited, y)
         self.edited[edit.site] = edited
         return edited
+
+    def where_open(self, edited: Tensor, y: Tensor) -> Tensor:
+        """`edited` where the gate is open and y elsewhere, [B, S, d] all."""
+        assert self.open is not None
+        return torch.where(self.open[..., None], edited, y)
 
     @contextmanager
     def installed(self, layers: nn.ModuleList, ffn: str) -> Iterator[TorchGuard]:

@@ -1,0 +1,91 @@
+"""Arms: the rivals of one table, each a way to defend the same model, asked the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from guardbake.errors import UsageError
+from guardbake.samples import Sample
+from guardbake.samples.typography import Tokenizer
+from guardbake.spec import GuardSpec
+from guardbake.vlm.behaviour import Drift, Progress, Questions
+from guardbake.vlm.requests import Asking
+from guardbake.vlm.sampling import Sampling
+from guardbake.vlm.tokens import Request
+
+UNDEFENDED = "undefended"
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One defence.
+
+    spec: the guard, or None. canned: what is said instead whenever the guard's gate is open at the
+    prompt's last token, its edits unused (gate-only refusal). preamble: a sentence put before every
+    request's text ("" for none). Without all three: the undefended model.
+    Raises UsageError for a canned answer without a sensor that could ask for it.
+    """
+
+    name: str
+    spec: GuardSpec | None = None
+    canned: str | None = None
+    preamble: str = ""
+
+    def __post_init__(self) -> None:
+        if self.canned is not None and (self.spec is None or self.spec.sensor is None):
+            raise UsageError(
+                found="a canned answer without a gate",
+                expected="a guard with a sensor",
+                where=f"arm {self.name!r}",
+                remedy="name a gated guard for it",
+            )
+
+    @property
+    def key(self) -> dict[str, str | None]:
+        """What the arm does, without its name: equal keys, equal answers."""
+        guard = None if self.spec is None else self.spec.digest
+        return {"guard": guard, "canned": self.canned, "preamble": self.preamble}
+
+    @property
+    def edits(self) -> GuardSpec | None:
+        """The guard whose edits the model runs under, None if the arm edits nothing."""
+        return None if self.canned is not None else self.spec
+
+    def asking(self, asking: Asking) -> Asking:
+        """The same requests as this arm's model gets them."""
+        return _Preambled(asking, self.preamble) if self.preamble else asking
+
+    def answers(
+        self,
+        questions: Questions,
+        tokens: int,
+        sampling: Sampling | None,
+        plain: Callable[[], Sequence[str]],
+        progress: Progress,
+    ) -> list[str]:
+        """One answer a sample. questions: asked through `asking`; plain: what the model answers
+        without its guard to the same, called only if the arm says it."""
+        if self.canned is None:
+            return questions.ask(self.spec, tokens, progress, sampling)
+        assert self.spec is not None
+        opened = questions.opens(self.spec)
+        return [self.canned if o else p for o, p in zip(opened, plain(), strict=True)]
+
+    def drift(
+        self, questions: Questions, undefended: Questions, tokens: int, progress: Progress
+    ) -> Drift | None:
+        """See `Questions.drift`; None for a canned answer, which has no distribution."""
+        if self.canned is not None:
+            return None
+        return questions.drift(undefended, self.spec, tokens, progress)
+
+
+@dataclass(frozen=True)
+class _Preambled:
+    inner: Asking
+    preamble: str
+
+    def request(self, sample: Sample, tokenizer: Tokenizer) -> Request:
+        text, image = self.inner.request(sample, tokenizer)
+        return f"{self.preamble} {text}", image
