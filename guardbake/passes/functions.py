@@ -8,12 +8,13 @@ file as initialisers that a reader can find.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from guardbake.semantics import CLOSED, EPS, OPEN, UNDECIDED
-from guardbake.spec import Branch, Edit
+from guardbake.spec import Edit
 
 DOMAIN = "guardbake"
 FLOAT16_MAX = 65504.0
@@ -123,40 +124,53 @@ def sequence_gate_function(name: str, opset: int) -> ir.Function:
     return op.function(name, {"open": open_, "state_out": flat}, opset)
 
 
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """An edit's subspaces side by side, float64: basis [d, K], offset [K], middle [K] or [K, K].
+
+    offset is (mu_m Q_m) for each branch. What is added to y is (z middle) Q^T, z = y Q - offset:
+    middle holds alpha_m gains_m and the sign for each coordinate, or, where the second branch sees
+    what the first one left, the product of both.
+    """
+
+    basis: np.ndarray
+    offset: np.ndarray
+    middle: np.ndarray
+
+
+def low_rank(edit: Edit) -> LowRank:
+    """The subspaces of an edit that has branches."""
+    bases = [b.basis.astype(np.float64) for b in edit.branches]
+    gains = [
+        np.ones(b.basis.shape[1]) if b.gains is None else b.gains.astype(np.float64)
+        for b in edit.branches
+    ]
+    sign = 1.0 if edit.kind == "add" else -1.0
+    middle = sign * np.concatenate(
+        [b.strength * each for b, each in zip(edit.branches, gains, strict=True)]
+    )
+    if edit.fusion == "sequential":
+        first, second = np.split(middle, [bases[0].shape[1]])
+        middle = np.diag(middle)
+        middle[: len(first), len(first) :] = first[:, None] * (bases[0].T @ bases[1]) * second
+    offset = [b.centre.astype(np.float64) @ q for b, q in zip(edit.branches, bases, strict=True)]
+    return LowRank(np.concatenate(bases, axis=1), np.concatenate(offset), middle)
+
+
 def edit_inputs(edit: Edit) -> dict[str, np.ndarray]:
     """The arrays an edit's function takes after y (and open), by input name, in order.
 
-    The branches of an edit stand side by side in one basis [d, K], so that the whole edit is one
-    MatMul in and one MatMul out; offset [K] is (mu_m Q_m) for each branch. What is added to y is
-    (z scale) Q^T, scale [K] holding alpha_m gains_m and the sign; where the second branch sees what
-    the first one left it is (z mix) Q^T, mix [K, K]. All of it is taken in float64.
+    The branches of an edit stand side by side, so that the whole edit is one MatMul in and one
+    MatMul out (see `LowRank`).
     """
     if edit.push is not None:
         arrays = {"push": edit.push, "strength": np.array([edit.strength])}
-        return _single(arrays if edit.reference is None else arrays | {"reference": edit.reference})
-    bases = [b.basis.astype(np.float64) for b in edit.branches]
-    sign = 1.0 if edit.kind == "add" else -1.0
-    scale = np.concatenate(
-        [np.full(b.basis.shape[1], sign * b.strength) * _gains(b) for b in edit.branches]
-    )
-    arrays = {
-        "basis": np.concatenate(bases, axis=1),
-        "offset": np.concatenate(
-            [b.centre.astype(np.float64) @ q for b, q in zip(edit.branches, bases, strict=True)]
-        ),
-    }
-    if edit.fusion != "sequential":
-        return _single(arrays | {"scale": scale})
-    mix, first = np.diag(scale), bases[0].shape[1]
-    mix[:first, first:] = scale[:first, None] * (bases[0].T @ bases[1]) * scale[first:]
-    return _single(arrays | {"mix": mix})
-
-
-def _gains(branch: Branch) -> np.ndarray:
-    return np.ones(1) if branch.gains is None else branch.gains.astype(np.float64)
-
-
-def _single(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if edit.reference is not None:
+            arrays["reference"] = edit.reference
+    else:
+        low = low_rank(edit)
+        middle = "scale" if low.middle.ndim == 1 else "mix"
+        arrays = {"basis": low.basis, "offset": low.offset, middle: low.middle}
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 

@@ -28,6 +28,7 @@ from guardbake.passes.locate import Found, locate
 from guardbake.spec import Edit, GuardSpec, Sensor
 
 DIGEST_KEY = "guardbake.guard"
+FOLD_KEY = "guardbake.fold"
 SITE_KEY = "guardbake.site"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 STATE_IN, STATE_OUT = "guard_state", "guard_state_out"
@@ -53,7 +54,7 @@ class InsertGuard:
         return f"InsertGuard({self.tag})"
 
     def __call__(self, model: ir.Model) -> InsertReport:
-        self._refuse_guarded(model)
+        refuse_guarded(model)
         spec, graph = self.spec, model.graph
         sites = {edit.site for edit in spec.edits} | ({spec.sensor.site} if spec.sensor else set())
         found = locate(graph, sorted(sites, key=lambda site: site.depth))
@@ -74,15 +75,6 @@ class InsertGuard:
         model.opset_imports[DOMAIN] = 1
         model.metadata_props[DIGEST_KEY] = spec.digest
         return InsertReport(tuple(str(node.name) for node in nodes), tuple(found.values()))
-
-    def _refuse_guarded(self, model: ir.Model) -> None:
-        if any(domain == DOMAIN for domain, _, _ in model.functions):
-            raise UnsupportedError(
-                found=f"guard {model.metadata_props.get(DIGEST_KEY, 'of unknown digest')[:12]}",
-                expected="a decoder graph without a guard",
-                where="the graph's model-local functions",
-                remedy="start from the unguarded export",
-            )
 
     def _opset(self, model: ir.Model) -> int:
         opset = model.opset_imports.get("", 0)
@@ -194,6 +186,17 @@ class InsertGuard:
         for declared, output in zip(function.outputs, node.outputs, strict=True):
             output.name = f"{name}/{declared.name}"
         return node
+
+
+def refuse_guarded(model: ir.Model) -> None:
+    """Raises UnsupportedError if the graph carries a guard, as nodes or folded."""
+    if DIGEST_KEY in model.metadata_props or any(d == DOMAIN for d, _, _ in model.functions):
+        raise UnsupportedError(
+            found=f"guard {model.metadata_props.get(DIGEST_KEY, 'of unknown digest')[:12]}",
+            expected="a decoder graph without a guard",
+            where="the graph's metadata and model-local functions",
+            remedy="start from the unguarded export",
+        )
 
 
 def _producer(value: ir.Value) -> ir.Node:

@@ -21,7 +21,7 @@ from guardbake.passes.functions import (
     sequence_gate_function,
     token_gate_function,
 )
-from guardbake.passes.insert import DIGEST_KEY, OPEN_OUT, SCORE_OUT, STATE_IN, STATE_OUT
+from guardbake.passes.insert import DIGEST_KEY, FOLD_KEY, OPEN_OUT, SCORE_OUT, STATE_IN, STATE_OUT
 from guardbake.passes.locate import locate
 from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Sensor
@@ -47,6 +47,8 @@ class VerifyGuard:
 
     def __call__(self, model: ir.Model) -> PresenceReport:
         spec, opset = self.spec, model.opset_imports.get("", 0)
+        if FOLD_KEY in model.metadata_props:  # see `verify_fold`
+            self._refuse("a folded guard, which has no nodes", "a guard that can be seen")
         if model.metadata_props.get(DIGEST_KEY) != spec.digest:
             self._refuse(
                 f"guard {model.metadata_props.get(DIGEST_KEY, 'none')[:12]}", f"guard {self.tag}"
