@@ -50,8 +50,8 @@ def chosen(answer: str, options: Sequence[str]) -> str | None:
     letters = LETTERS[: len(options)]
     opening = re.match(_OPENING, answer)
     if opening and opening[1] in letters:
-        return opening[1]
-    stated = {found for found in re.findall(_STATED, answer) if found in letters}
+        return str(opening[1])
+    stated: set[str] = {found for found in re.findall(_STATED, answer) if found in letters}
     if len(stated) == 1:
         return stated.pop()
     said = [option for option in options if _holds(answer, option)]
