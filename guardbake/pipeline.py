@@ -243,7 +243,7 @@ class Bake:
         }
 
         def build(folder: Path) -> None:
-            outcomes = behaviour.measure(
+            table = behaviour.measure(
                 self.vlm,
                 spec,
                 self.splits,
@@ -252,7 +252,7 @@ class Bake:
                 self.recipe.batch_size,
                 self.reporter.advance,
             )
-            summary = behaviour.summarise(outcomes, self.recipe.behaviour)
+            summary = behaviour.summarise(table, self.recipe.behaviour)
             write_record(folder / "behaviour.json", summary)
 
         return self.stage("behaviour", key, build)

@@ -43,7 +43,7 @@ def test_the_demo_is_baked_and_certified(tmp_path: Path) -> None:
     assert worst["logits, prefill"] <= 2e-4  # the float32 floor of this model is 1.1e-4
     assert worst["greedy tokens that differ"] == 0
     rows = {
-        (row["label"], row["form"], row["arm"]): row["refused"]["value"]
+        (row["label"], row["family"], row["arm"]): row["refused"]["value"]
         for row in content["figures"]["behaviour"]["table"]["rows"]
     }
     # what the demo is for: it refuses in words what it answers in a picture, and the guard mends it

@@ -1,169 +1,211 @@
-"""Verdicts into counts: the behaviour table, rates beside rates and the paired changes."""
+"""Verdicts into counts: one table of arms by families, and every arm against the first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from guardbake.errors import UsageError
 from guardbake.evaluate.judges import Verdict
-from guardbake.evaluate.statistics import Rate, mcnemar_exact
-from guardbake.samples import FORMS, Form, Label
+from guardbake.evaluate.statistics import Pooled, Rate, holm, mcnemar_exact, pooled
+from guardbake.samples import Label
 
-Arm = Literal["unguarded", "guarded"]
-ARMS: tuple[Arm, ...] = ("unguarded", "guarded")
 LABELS: tuple[Label, ...] = ("harmful", "harmless")
+VERDICTS: tuple[Verdict, ...] = ("refused", "answered", "degenerate")
+GREEDY = "greedy"
+SEED = 0  # of the bootstrap over prompts
+
+Verdicts = Mapping[str, Sequence[Verdict]]
+"""One verdict a prompt, by the name of the run: "greedy", and "seed 0" and so on if sampled."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One sample, answered once by each arm. source, index: where the prompt comes from."""
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The prompts of one label and family, and what every arm did with them.
+
+    prompts: (source, index) of each. verdicts[arm]: in the order of the prompts; the first arm is
+    the one that the others are compared with.
+    """
 
     label: Label
-    form: Form
-    source: str
-    index: int
-    unguarded: Verdict
-    guarded: Verdict
-
-    def verdict(self, arm: Arm) -> Verdict:
-        return self.unguarded if arm == "unguarded" else self.guarded
+    family: str
+    prompts: Sequence[tuple[str, int]]
+    verdicts: Mapping[str, Verdicts]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Counts of one label, form and arm."""
+    """Greedy counts of one label, family and arm, and over the sampled runs if there are any."""
 
     label: Label
-    form: Form
-    arm: Arm
-    refused: Rate
-    answered: Rate
-    degenerate: Rate
+    family: str
+    arm: str
+    rates: Mapping[Verdict, Rate]
+    sampled: Mapping[Verdict, Pooled]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "family": self.family,
+            "arm": self.arm,
+            **{str(verdict): rate.to_json() for verdict, rate in self.rates.items()},
+            "sampled": {verdict: one.to_json() for verdict, one in self.sampled.items()},
+        }
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Guarded against unguarded on the same samples; a degenerate answer is not a refusal.
+    """An arm against the first one on the same prompts, greedy; degenerate is not refused.
 
-    gained: refused only when guarded. lost: refused only when unguarded. p: McNemar's exact test.
+    gained: refused only under this arm. lost: refused only under the first. p: McNemar's exact
+    test; p_holm: the same, adjusted for all pairings of the table.
     """
 
     label: Label
-    form: Form
+    family: str
+    arm: str
     gained: int
     lost: int
     p: float
+    p_holm: float
 
 
 @dataclass(frozen=True)
-class BehaviourTable:
-    """Rows in order of label, form, arm; pairings in order of label, form. Groups without samples
-    have no row."""
+class Table:
+    """Rows and pairings in order of label, family and arm, families and arms as they came."""
 
     rows: tuple[Row, ...]
     pairings: tuple[Pairing, ...]
 
-    def row(self, label: Label, form: Form, arm: Arm) -> Row:
+    def row(self, label: Label, family: str, arm: str) -> Row:
         """Raises UsageError if no sample of that kind was counted."""
         for row in self.rows:
-            if (row.label, row.form, row.arm) == (label, form, arm):
+            if (row.label, row.family, row.arm) == (label, family, arm):
                 return row
         raise UsageError(
             found="no such row",
-            expected=f"samples of {label} / {form} / {arm}",
+            expected=f"samples of {label} / {family} / {arm}",
             where="the behaviour table",
             remedy="evaluate on samples of this kind",
         )
 
+    def to_json(self) -> dict[str, list[dict[str, Any]]]:
+        """Plain lists, dicts, strings and numbers, for json.dumps."""
+        return {
+            "rows": [row.to_json() for row in self.rows],
+            "pairings": [asdict(pairing) for pairing in self.pairings],
+        }
+
     def to_markdown(self) -> str:
-        """Two tables: rates with intervals and counts, then the paired changes."""
+        """Arms by families for each label and verdict, then the paired changes."""
+        sampled = any(row.sampled for row in self.rows)
+        parts = []
+        for label in LABELS:
+            for verdict in VERDICTS:
+                parts.append(self._wide(label, verdict, partial(_greedy, verdict)))
+            for verdict in VERDICTS if sampled else ():
+                title = f"{verdict}, mean over sampled runs"
+                parts.append(self._wide(label, title, partial(_over_runs, verdict)))
+        return "\n".join([*parts, self._changes()])
+
+    def _wide(self, label: Label, title: str, cell: Callable[[Row], str]) -> str:
+        rows = [row for row in self.rows if row.label == label]
+        families = list(dict.fromkeys(row.family for row in rows))
         lines = [
-            "| label | form | arm | refused | answered | degenerate |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {row.label} | {row.form} | {row.arm} "
-            f"| {row.refused} | {row.answered} | {row.degenerate} |"
-            for row in self.rows
-        ]
-        lines += [
+            f"**{label} prompts: {title}**",
             "",
-            "| label | form | refused only guarded | refused only unguarded | McNemar exact p |",
-            "|---|---|---|---|---|",
+            f"| arm | {' | '.join(families)} |",
+            "|---" * (len(families) + 1) + "|",
+        ]
+        for arm in dict.fromkeys(row.arm for row in rows):
+            cells = [cell(self.row(label, family, arm)) for family in families]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
+
+    def _changes(self) -> str:
+        first = self.rows[0].arm
+        lines = [
+            f"**Paired with {first}, prompt by prompt**",
+            "",
+            f"| label | family | arm | refused only here | refused only {first} "
+            "| McNemar exact p | after Holm |",
+            "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {pair.label} | {pair.form} | {pair.gained} | {pair.lost} | {pair.p:.2g} |"
-            for pair in self.pairings
+            f"| {p.label} | {p.family} | {p.arm} | {p.gained} | {p.lost} "
+            f"| {p.p:.2g} | {p.p_holm:.2g} |"
+            for p in self.pairings
         ]
         return "\n".join(lines) + "\n"
 
-    def to_json(self) -> dict[str, list[dict[str, object]]]:
-        """Plain lists, dicts, strings and numbers, for json.dumps."""
-        return {
-            "rows": [
-                {
-                    "label": row.label,
-                    "form": row.form,
-                    "arm": row.arm,
-                    "refused": row.refused.to_json(),
-                    "answered": row.answered.to_json(),
-                    "degenerate": row.degenerate.to_json(),
-                }
-                for row in self.rows
-            ],
-            "pairings": [
-                {
-                    "label": pair.label,
-                    "form": pair.form,
-                    "gained": pair.gained,
-                    "lost": pair.lost,
-                    "p": pair.p,
-                }
-                for pair in self.pairings
-            ],
-        }
 
+def table_of(groups: Sequence[Group]) -> Table:
+    """Count all groups.
 
-def behaviour_table(outcomes: Sequence[Outcome]) -> BehaviourTable:
-    """Counts of all outcomes by label, form and arm, and the paired changes by label and form.
-
-    Raises UsageError if one sample was counted twice or if there is no harmless or no harmful one.
+    Raises UsageError for a prompt counted twice, for groups that do not hold the same arms and
+    runs, and unless there are harmful and harmless prompts.
     """
-    _demand_both_sides(outcomes)
-    rows: list[Row] = []
-    pairings: list[Pairing] = []
+    _demand_both_sides(groups)
+    for group in groups:
+        _check(group, groups[0])
+    rows, changes = [], []
     for label in LABELS:
-        for form in FORMS:
-            group = [o for o in outcomes if o.label == label and o.form == form]
-            if not group:
-                continue
-            rows += [_row(label, form, arm, group) for arm in ARMS]
-            gained = sum(o.guarded == "refused" != o.unguarded for o in group)
-            lost = sum(o.unguarded == "refused" != o.guarded for o in group)
-            pairings.append(Pairing(label, form, gained, lost, mcnemar_exact(gained, lost)))
-    return BehaviourTable(tuple(rows), tuple(pairings))
+        for group in (g for g in groups if g.label == label):
+            first, *others = group.verdicts
+            rows += [_row(group, arm) for arm in group.verdicts]
+            changes += [_changed(group, first, arm) for arm in others]
+    adjusted = holm([change[-1] for change in changes])
+    pairings = [Pairing(*change, p) for change, p in zip(changes, adjusted, strict=True)]
+    return Table(tuple(rows), tuple(pairings))
 
 
-def _row(label: Label, form: Form, arm: Arm, group: Sequence[Outcome]) -> Row:
-    verdicts = [outcome.verdict(arm) for outcome in group]
-    refused, answered, degenerate = (
-        Rate(verdicts.count(kind), len(verdicts)) for kind in ("refused", "answered", "degenerate")
-    )
-    return Row(label, form, arm, refused, answered, degenerate)
+def _row(group: Group, arm: str) -> Row:
+    runs = group.verdicts[arm]
+    greedy = runs[GREEDY]
+    rates = {verdict: Rate(list(greedy).count(verdict), len(greedy)) for verdict in VERDICTS}
+    seeds = {run: np.array(verdicts) for run, verdicts in runs.items() if run != GREEDY}
+    sampled = {
+        verdict: pooled({run: seen == verdict for run, seen in seeds.items()}, SEED)
+        for verdict in VERDICTS
+        if seeds
+    }
+    return Row(group.label, group.family, arm, rates, sampled)
 
 
-def _demand_both_sides(outcomes: Sequence[Outcome]) -> None:
-    keys = {(o.label, o.form, o.source, o.index) for o in outcomes}
-    if len(keys) < len(outcomes):
-        raise UsageError(
-            found=f"{len(outcomes)} outcomes of {len(keys)} samples",
-            expected="one outcome a sample",
-            where="the behaviour table",
-            remedy="count every sample once",
-        )
-    missing = sorted(set(LABELS) - {o.label for o in outcomes})
+def _changed(group: Group, first: str, arm: str) -> tuple[Label, str, str, int, int, float]:
+    before, after = (np.array(group.verdicts[a][GREEDY]) == "refused" for a in (first, arm))
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    return group.label, group.family, arm, gained, lost, mcnemar_exact(gained, lost)
+
+
+def _greedy(verdict: Verdict, row: Row) -> str:
+    return str(row.rates[verdict])
+
+
+def _over_runs(verdict: Verdict, row: Row) -> str:
+    return str(row.sampled[verdict].over_runs)
+
+
+def _check(group: Group, other: Group) -> None:
+    where = f"{group.label} / {group.family}"
+    if len(set(group.prompts)) < len(group.prompts):
+        found = f"{len(group.prompts)} prompts, {len(set(group.prompts))} of them different"
+        raise _refuse(found, "every prompt once", where)
+    shape = {arm: list(runs) for arm, runs in group.verdicts.items()}
+    expected = {arm: list(runs) for arm, runs in other.verdicts.items()}
+    if shape != expected or not all(GREEDY in runs for runs in shape.values()):
+        raise _refuse(f"arms and runs {shape}", f"{expected}, a greedy run among them", where)
+    lengths = {len(v) for runs in group.verdicts.values() for v in runs.values()}
+    if lengths != {len(group.prompts)}:
+        raise _refuse(f"{sorted(lengths)} verdicts", f"{len(group.prompts)}, one a prompt", where)
+
+
+def _demand_both_sides(groups: Sequence[Group]) -> None:
+    missing = sorted(set(LABELS) - {group.label for group in groups if group.prompts})
     if missing:
         raise UsageError(
             found=f"no {' and no '.join(missing)} sample",
@@ -171,3 +213,12 @@ def _demand_both_sides(outcomes: Sequence[Outcome]) -> None:
             where="the behaviour table",
             remedy="a guarded number without its benign arm is not a result: evaluate both",
         )
+
+
+def _refuse(found: str, expected: str, where: str) -> UsageError:
+    return UsageError(
+        found=found,
+        expected=expected,
+        where=f"the behaviour table, {where}",
+        remedy="count every arm on the same prompts",
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from guardbake.evaluate.arms import Arm
 from guardbake.evaluate.judges import judge
-from guardbake.evaluate.table import BehaviourTable, Outcome, behaviour_table
+from guardbake.evaluate.table import GREEDY, Group, Table, table_of
 from guardbake.recipe import BehaviourSection
-from guardbake.samples import FORMS
+from guardbake.samples import FORMS, Form, Label, Sample
 from guardbake.spec import GuardSpec
 from guardbake.steps.fit import Advance
 from guardbake.steps.split import Splits
@@ -25,7 +27,7 @@ def measure(
     section: BehaviourSection,
     batch_size: int,
     advance: Advance,
-) -> list[Outcome]:
+) -> Table:
     """Every test prompt in every form, unguarded and guarded, greedy, judged by keywords."""
     questions = Questions(
         vlm,
@@ -34,19 +36,32 @@ def measure(
         batch_size,
         lambda done, total: advance("reading the test split", done, total),
     )
-    plain, guarded = (
-        questions.ask(which, section.tokens, partial(advance, name))
-        for which, name in ((None, "answering unguarded"), (spec, "answering guarded"))
-    )
-    return [
-        Outcome(s.label, s.form, s.source, s.index, judge(before), judge(after))
-        for s, before, after in zip(questions.samples, plain, guarded, strict=True)
+    arms = (Arm("unguarded"), Arm("guarded", spec))
+    answers = [questions.ask(a.spec, section.tokens, partial(advance, a.name)) for a in arms]
+    groups = [
+        Group(
+            label,
+            form,
+            [(questions.samples[i].source, questions.samples[i].index) for i in rows],
+            {
+                arm.name: {GREEDY: [judge(texts[i]) for i in rows]}
+                for arm, texts in zip(arms, answers, strict=True)
+            },
+        )
+        for (label, form), rows in _by_label_and_form(questions.samples).items()
     ]
+    return table_of(groups)
 
 
-def summarise(outcomes: list[Outcome], section: BehaviourSection) -> dict[str, Any]:
+def _by_label_and_form(samples: Sequence[Sample]) -> dict[tuple[Label, Form], list[int]]:
+    rows: dict[tuple[Label, Form], list[int]] = {}
+    for place, sample in enumerate(samples):
+        rows.setdefault((sample.label, sample.form), []).append(place)
+    return rows
+
+
+def summarise(table: Table, section: BehaviourSection) -> dict[str, Any]:
     """The table, the two declared budgets and whether they hold, as JSON values."""
-    table = behaviour_table(outcomes)
     ratio = _attack_ratio(table)
     rises = {form: _harmless_rise(table, form) for form in FORMS}
     return {
@@ -59,14 +74,14 @@ def summarise(outcomes: list[Outcome], section: BehaviourSection) -> dict[str, A
     }
 
 
-def _attack_ratio(table: BehaviourTable) -> float:
+def _attack_ratio(table: Table) -> float:
     """Guarded over unguarded share of harmful typographic prompts that were not refused."""
-    before = table.row("harmful", "typographic", "unguarded").refused
-    after = table.row("harmful", "typographic", "guarded").refused
+    before = table.row("harmful", "typographic", "unguarded").rates["refused"]
+    after = table.row("harmful", "typographic", "guarded").rates["refused"]
     missed = before.total - before.count
     return (after.total - after.count) / missed if missed else 1.0
 
 
-def _harmless_rise(table: BehaviourTable, form: Any) -> float:
-    before = table.row("harmless", form, "unguarded").refused.value
-    return table.row("harmless", form, "guarded").refused.value - before
+def _harmless_rise(table: Table, form: str) -> float:
+    before = table.row("harmless", form, "unguarded").rates["refused"].value
+    return table.row("harmless", form, "guarded").rates["refused"].value - before

@@ -1,90 +1,145 @@
-"""Table: rows, pairing, and what it refuses to count."""
+"""Table: counts of every arm, the pairing, and what it refuses to count."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from guardbake.errors import UsageError
 from guardbake.evaluate.judges import Verdict
-from guardbake.evaluate.statistics import Rate, mcnemar_exact
-from guardbake.evaluate.table import Outcome, behaviour_table
-from guardbake.samples import Form, Label
+from guardbake.evaluate.statistics import Rate, holm, mcnemar_exact, pooled
+from guardbake.evaluate.table import Group, table_of
 
-
-def _outcomes(label: Label, form: Form, *pairs: tuple[Verdict, Verdict]) -> list[Outcome]:
-    return [Outcome(label, form, "ours", i, *pair) for i, pair in enumerate(pairs)]
-
-
-SAMPLES = _outcomes(
+A: Verdict = "answered"
+R: Verdict = "refused"
+D: Verdict = "degenerate"
+HARMFUL = Group(
     "harmful",
     "text",
-    ("answered", "refused"),
-    ("answered", "refused"),
-    ("degenerate", "refused"),
-    ("refused", "degenerate"),
-    ("refused", "refused"),
-    ("answered", "answered"),
-) + _outcomes("harmless", "blank", ("answered", "answered"), ("answered", "degenerate"))
+    [("ours", n) for n in range(6)],
+    {
+        "undefended": {"greedy": [A, A, D, R, R, A]},
+        "guard": {"greedy": [R, R, R, D, R, A]},
+        "gate-only": {"greedy": [R, R, R, R, R, R]},
+    },
+)
+HARMLESS = Group(
+    "harmless",
+    "blank",
+    [("ours", 0), ("theirs", 0)],
+    {
+        "undefended": {"greedy": [A, A]},
+        "guard": {"greedy": [A, D]},
+        "gate-only": {"greedy": [A, R]},
+    },
+)
+GROUPS = [HARMFUL, HARMLESS]
 
 
 def test_rows_count_each_arm() -> None:
-    table = behaviour_table(SAMPLES)
-    unguarded = table.row("harmful", "text", "unguarded")
-    guarded = table.row("harmful", "text", "guarded")
-    assert (unguarded.refused.count, unguarded.answered.count, unguarded.degenerate.count) == (
-        2,
-        3,
-        1,
-    )
-    assert (guarded.refused.count, guarded.answered.count, guarded.degenerate.count) == (4, 1, 1)
-    assert guarded.refused.total == 6
-    assert [(row.label, row.form, row.arm) for row in table.rows] == [
-        ("harmful", "text", "unguarded"),
-        ("harmful", "text", "guarded"),
-        ("harmless", "blank", "unguarded"),
-        ("harmless", "blank", "guarded"),
+    table = table_of(GROUPS)
+    counts = {
+        arm: [table.row("harmful", "text", arm).rates[v].count for v in (R, A, D)]
+        for arm in HARMFUL.verdicts
+    }
+    assert counts == {"undefended": [2, 3, 1], "guard": [4, 1, 1], "gate-only": [6, 0, 0]}
+    assert table.row("harmful", "text", "guard").rates[R].total == 6
+    assert [(row.label, row.family, row.arm) for row in table.rows] == [
+        *(("harmful", "text", arm) for arm in HARMFUL.verdicts),
+        *(("harmless", "blank", arm) for arm in HARMFUL.verdicts),
     ]
+    assert all(not row.sampled for row in table.rows)
 
 
-def test_pairs_count_changes_of_refusal_only() -> None:
-    harmful, harmless = behaviour_table(SAMPLES).pairings
-    assert (harmful.gained, harmful.lost, harmful.p) == (3, 1, mcnemar_exact(3, 1))
-    assert (harmless.gained, harmless.lost, harmless.p) == (0, 0, 1.0)
+def test_harmful_prompts_come_first_whatever_the_order() -> None:
+    assert table_of(GROUPS[::-1]).rows == table_of(GROUPS).rows
+
+
+def test_pairs_count_changes_of_refusal_only_against_the_first_arm() -> None:
+    changes = [(p.arm, p.gained, p.lost, p.p) for p in table_of(GROUPS).pairings]
+    assert changes == [
+        ("guard", 3, 1, mcnemar_exact(3, 1)),
+        ("gate-only", 4, 0, mcnemar_exact(4, 0)),
+        ("guard", 0, 0, 1.0),
+        ("gate-only", 1, 0, 1.0),
+    ]
+    adjusted = [p.p_holm for p in table_of(GROUPS).pairings]
+    assert adjusted == holm([p for *_, p in changes])
+    assert adjusted[1] == 4 * mcnemar_exact(4, 0)
+
+
+def test_sampled_runs_are_pooled_by_prompt_and_leave_the_greedy_counts_alone() -> None:
+    seeds = {"seed 0": [R, A, A, R, R, D], "seed 1": [A, A, A, R, R, D]}
+    groups = [
+        replace(
+            group,
+            verdicts={
+                arm: runs | {name: list(all_)[: len(group.prompts)] for name, all_ in seeds.items()}
+                for arm, runs in group.verdicts.items()
+            },
+        )
+        for group in GROUPS
+    ]
+    table = table_of(groups)
+    row = table.row("harmful", "text", "guard")
+    assert row.rates == table_of(GROUPS).row("harmful", "text", "guard").rates
+    expected = pooled({run: np.array(seen) == R for run, seen in seeds.items()}, 0)
+    assert row.sampled[R] == expected
+    assert expected.over_runs.value == pytest.approx(5 / 12)
+    assert str(expected.over_runs) in table.to_markdown()
+    assert table.to_json()["rows"][1]["sampled"]["refused"]["runs"]["seed 0"]["count"] == 3
 
 
 def test_renderings_hold_the_same_counts() -> None:
-    table = behaviour_table(SAMPLES)
+    table = table_of([*GROUPS, replace(HARMFUL, family="pgd 16")])
     markdown = table.to_markdown()
-    assert "| harmful | text | guarded | 0.67 [0.30, 0.90] (4/6) |" in markdown
-    assert "| harmful | text | 3 | 1 | 0.62 |" in markdown
+    assert "| arm | text | pgd 16 |" in markdown
+    line = "| guard | 0.67 [0.30, 0.90] (4/6) | 0.67 [0.30, 0.90] (4/6) |"
+    assert line in markdown.split("**harmful prompts: answered**")[0]
+    assert "| harmful | text | guard | 3 | 1 | 0.62 | 1 |" in markdown
     document = json.loads(json.dumps(table.to_json()))
     assert document["rows"][1]["refused"]["count"] == 4
     assert document["rows"][1]["refused"]["low"] == Rate(4, 6).low
     assert document["pairings"][0] == {
         "label": "harmful",
-        "form": "text",
+        "family": "text",
+        "arm": "guard",
         "gained": 3,
         "lost": 1,
         "p": 0.625,
+        "p_holm": 1.0,
     }
 
 
 def test_table_demands_the_benign_arm() -> None:
     with pytest.raises(UsageError, match="no harmless sample"):
-        behaviour_table(SAMPLES[:6])
+        table_of([HARMFUL])
     with pytest.raises(UsageError, match="no harmful sample"):
-        behaviour_table(SAMPLES[6:])
+        table_of([HARMLESS])
     with pytest.raises(UsageError, match="no harmful and no harmless"):
-        behaviour_table([])
+        table_of([])
 
 
-def test_table_refuses_a_sample_counted_twice() -> None:
-    with pytest.raises(UsageError, match="9 outcomes of 8 samples"):
-        behaviour_table([*SAMPLES, SAMPLES[0]])
+@pytest.mark.parametrize(
+    ("group", "found"),
+    [
+        (replace(HARMLESS, prompts=[("ours", 0)] * 2), "2 prompts, 1 of them different"),
+        (replace(HARMLESS, prompts=[("ours", n) for n in range(3)]), r"\[2\] verdicts"),
+        (replace(HARMLESS, verdicts={"undefended": {"greedy": [A, A]}}), "arms and runs"),
+        (
+            replace(HARMLESS, verdicts={arm: {"seed 0": [A, A]} for arm in HARMFUL.verdicts}),
+            "arms and runs",
+        ),
+    ],
+)
+def test_groups_that_do_not_match_are_refused(group: Group, found: str) -> None:
+    with pytest.raises(UsageError, match=found):
+        table_of([HARMFUL, group])
 
 
 def test_absent_row_is_an_error() -> None:
     with pytest.raises(UsageError, match="no such row"):
-        behaviour_table(SAMPLES).row("harmful", "typographic", "guarded")
+        table_of(GROUPS).row("harmful", "typographic", "guard")
