@@ -80,20 +80,22 @@ class CandidateSection(_Section):
     steer: gated push. remove, add: VLM-Guard with `rank` directions. care: CARE's subspaces.
     together: one candidate edits all of `layers`, instead of one candidate a layer. The rest is
     CARE's: which branches; their fusion, and the visual one's share of a parallel fusion; what
-    harmful pictures are held against; whether attribution picks the tokens; whose numerics.
+    harmful pictures are held against; whether attribution picks the tokens; the share of each
+    tail that is winsorised; whose numerics. rank and ridge "held-out": by `fit.selection`.
     """
 
     edit: Literal["steer", "remove", "add", "care"]
     layers: list[Layer] = Field(min_length=1)
     strengths: list[Positive] = Field(min_length=1)
     together: bool = False
-    rank: Count = 1
-    ridge: Positive | Literal["ledoit-wolf"] = "ledoit-wolf"
+    rank: Count | Literal["held-out"] = 1
+    ridge: Positive | Literal["ledoit-wolf", "held-out"] = "ledoit-wolf"
     branches: tuple[Modality, ...] = Field(default=("visual", "text"), strict=False)
     fusion: Fusion = "adaptive"
     visual_share: Share = 0.5
     contrast: Literal["typographic", "plain"] = "typographic"
     attribution: bool = False
+    winsorise: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     numerics: Literal["exact", "public"] = "exact"
 
     @model_validator(mode="after")
@@ -107,6 +109,8 @@ class CandidateSection(_Section):
             raise ValueError("rank is of no meaning for steer")
         if self.edit != "care":
             self._refuse_set(_CARE_ALONE, "are for care alone")
+            if self.rank == "held-out":
+                raise ValueError("rank must be a number but for care")
             return self
         if self.branches not in (("visual", "text"), ("visual",), ("text",)):
             raise ValueError('branches must be ["visual", "text"], ["visual"] or ["text"]')
@@ -118,6 +122,9 @@ class CandidateSection(_Section):
             self._refuse_set(("contrast",), "is the visual branch's")
         if self.numerics == "public":
             self._refuse_set(("ridge",), "is 1e-6 absolute with public numerics")
+            self._refuse_set(("winsorise",), "is nothing the public numerics do")
+            if self.rank == "held-out":
+                raise ValueError("rank must be a number with public numerics")
         return self
 
     def is_set(self, name: str) -> bool:
@@ -137,6 +144,7 @@ _CARE_ALONE = (
     "visual_share",
     "contrast",
     "attribution",
+    "winsorise",
     "numerics",
 )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from guardbake.errors import RecipeError
-from guardbake.fit.care import Contrasts, care_edit
+from guardbake.fit.care import Contrasts, fit_care
 from guardbake.fit.push import mean_difference_push
 from guardbake.fit.vlm_guard import safety_direction_edit
 from guardbake.recipe import CandidateSection
@@ -15,11 +15,13 @@ from guardbake.spec import Edit
 
 @dataclass(frozen=True)
 class Candidate:
-    """edits: one a site, in layer order. name: unique among the candidates of a recipe."""
+    """edits: one a site, in layer order. name: unique among the candidates of a recipe.
+    evidence[site]: what the fit says of itself there, JSON values; CARE's alone has any."""
 
     name: str
     method: str
     edits: tuple[Edit, ...]
+    evidence: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> Iterator[Candidate]:
@@ -32,7 +34,8 @@ def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> It
     for section in sections:
         groups = [sorted(section.layers)] if section.together else [[n] for n in section.layers]
         for layers in groups:
-            edits = [_edit(section, layer, contrasts) for layer in layers]
+            fits = [_fit(section, layer, contrasts) for layer in layers]
+            evidence = {str(edit.site): seen for edit, seen in fits if seen}
             for strength in section.strengths:
                 name = _name(section, layers, strength)
                 if name in seen:
@@ -43,18 +46,22 @@ def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> It
                         remedy="remove one of the sections, or let them differ",
                     )
                 seen.add(name)
-                scaled = tuple(_at_strength(edit, strength) for edit in edits)
-                yield Candidate(name, _method(section), scaled)
+                scaled = tuple(_at_strength(edit, strength) for edit, _ in fits)
+                yield Candidate(name, _method(section), scaled, evidence)
 
 
-def _edit(section: CandidateSection, layer: int, contrasts: Contrasts) -> Edit:
-    """At strength 1."""
+def _fit(
+    section: CandidateSection, layer: int, contrasts: Contrasts
+) -> tuple[Edit, Mapping[str, object]]:
+    """The edit at strength 1, and its evidence."""
     if section.edit == "care":
-        return care_edit(section, layer, contrasts)
+        found = fit_care(section, layer, contrasts)
+        return found.edit, found.evidence
     if section.edit == "steer":
-        return mean_difference_push(contrasts.prompts, layer)
+        return mean_difference_push(contrasts.prompts, layer), {}
     kind = "project" if section.edit == "remove" else section.edit
-    return safety_direction_edit(contrasts.prompts, layer, section.rank, kind)
+    assert section.rank != "held-out"  # the recipe's own check
+    return safety_direction_edit(contrasts.prompts, layer, section.rank, kind), {}
 
 
 def _at_strength(edit: Edit, strength: float) -> Edit:
@@ -80,6 +87,7 @@ def _name(section: CandidateSection, layers: Sequence[int], strength: float) -> 
         "visual_share": str(section.visual_share),
         "contrast": section.contrast,
         "attribution": "on",
+        "winsorise": str(section.winsorise),
         "numerics": section.numerics,
     }
     parts = [

@@ -15,7 +15,7 @@ from guardbake.fit.candidates import Candidate, candidates
 from guardbake.fit.sensor import fit_sensor
 from guardbake.fit.sign_test import Budget, Outcome, choose
 from guardbake.recipe import FitSection, Recipe
-from guardbake.samples import FORMS, Form, Sample
+from guardbake.samples import Form, Sample
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity, Sensor
 from guardbake.steps.contrasts import attribution_for, capture_contrasts
@@ -74,6 +74,7 @@ def fit_guard(
             | v.outcome.rates()
             for v in verdicts
         ],
+        "subspaces": {c.name: c.evidence for c in tried if c.evidence},
         "chosen": best.outcome.name,
     }
     chosen = next(c for c in tried if c.name == best.outcome.name)
@@ -138,7 +139,7 @@ def _measure(
         spec, section.tokens, lambda done, total: advance(f"sign test: {name}", done, total)
     )
     verdicts = np.array([judge(answer) for answer in answers])
-    forms = [form for form in FORMS if any(s.form == form for s in questions.samples)]
+    forms = list(dict.fromkeys(s.form for s in questions.samples))
 
     def flags(form: Form, label: str, verdict: str) -> np.ndarray:
         rows = _rows(questions.samples, form, label)

@@ -11,9 +11,10 @@ import pytest
 from guardbake.activations import Activations, Turns
 from guardbake.errors import RecipeError
 from guardbake.fit.candidates import Candidate, candidates
-from guardbake.fit.care import Contrasts, care_edit
+from guardbake.fit.care import Contrasts, fit_care
 from guardbake.fit.care_public import public_subspace
 from guardbake.fit.push import mean_difference_push
+from guardbake.fit.selection import choose_rank, choose_ridge, largest_rank, winsorised
 from guardbake.fit.subspace import discriminative_subspace, largest_angle, safety_directions
 from guardbake.fit.vlm_guard import safety_direction_edit
 from guardbake.recipe import CandidateSection
@@ -110,7 +111,7 @@ def pictures(contrasts: Contrasts, kind: str = "image_mean") -> tuple[Any, Any]:
 
 
 def test_care_fits_pictures_and_answers_at_the_ffn_output(contrasts: Contrasts) -> None:
-    edit = care_edit(section(), 1, contrasts)
+    edit = fit_care(section(), 1, contrasts).edit
     assert (edit.site, edit.kind, edit.fusion) == (FFN, "care", "adaptive")
     visual, text = edit.branches
     assert (visual.modality, text.modality) == ("visual", "text")
@@ -122,39 +123,39 @@ def test_care_fits_pictures_and_answers_at_the_ffn_output(contrasts: Contrasts) 
 
 
 def test_attribution_takes_the_attributed_rows_in_both_branches(contrasts: Contrasts) -> None:
-    visual, text = care_edit(section(attribution=True), 1, contrasts).branches
+    visual, text = fit_care(section(attribution=True), 1, contrasts).edit.branches
     assert spans(visual, *pictures(contrasts, "image_attributed"))
     assert spans(text, contrasts.compliant.attributed[FFN], contrasts.refusing.attributed[FFN])
 
 
 def test_the_plain_contrast_takes_plain_pictures_as_benign(contrasts: Contrasts) -> None:
-    visual, _ = care_edit(section(contrast="plain"), 1, contrasts).branches
+    visual, _ = fit_care(section(contrast="plain"), 1, contrasts).edit.branches
     assert spans(visual, pictures(contrasts)[0], contrasts.plain.image_mean[FFN])
     both = section(contrast="plain", attribution=True)
-    visual, _ = care_edit(both, 1, contrasts).branches
+    visual, _ = fit_care(both, 1, contrasts).edit.branches
     malicious = pictures(contrasts, "image_attributed")[0]
     assert spans(visual, malicious, contrasts.plain.image_attributed[FFN])
 
 
 @pytest.mark.parametrize("branch", ["visual", "text"])
 def test_one_branch_alone_is_a_projection(contrasts: Contrasts, branch: str) -> None:
-    edit = care_edit(section(branches=[branch]), 1, contrasts)
-    both = {b.modality: b for b in care_edit(section(), 1, contrasts).branches}
+    edit = fit_care(section(branches=[branch]), 1, contrasts).edit
+    both = {b.modality: b for b in fit_care(section(), 1, contrasts).edit.branches}
     assert (edit.kind, edit.branches[0].modality) == ("project", branch)
     assert edit.branches[0].basis.tobytes() == both[edit.branches[0].modality].basis.tobytes()
 
 
 def test_fusions_are_named_and_a_parallel_one_carries_its_ratio(contrasts: Contrasts) -> None:
-    sequential = care_edit(section(fusion="sequential"), 1, contrasts)
+    sequential = fit_care(section(fusion="sequential"), 1, contrasts).edit
     assert sequential.fusion == "sequential"
     assert [b.strength for b in sequential.branches] == [1.0, 1.0]
-    parallel = care_edit(section(fusion="parallel", visual_share=0.25), 1, contrasts)
+    parallel = fit_care(section(fusion="parallel", visual_share=0.25), 1, contrasts).edit
     assert parallel.fusion == "parallel"
     assert [b.strength for b in parallel.branches] == [0.25, 0.75]
 
 
 def test_public_numerics_come_with_gains(contrasts: Contrasts) -> None:
-    edit = care_edit(section(numerics="public", ridge="ledoit-wolf"), 1, contrasts)
+    edit = fit_care(section(numerics="public", ridge="ledoit-wolf"), 1, contrasts).edit
     for branch, rows in zip(
         edit.branches,
         (pictures(contrasts), (contrasts.compliant.mean[FFN], contrasts.refusing.mean[FFN])),
@@ -165,6 +166,29 @@ def test_public_numerics_come_with_gains(contrasts: Contrasts) -> None:
         assert np.abs(branch.gains - expected.gains).max() < 1e-6  # float32
         assert np.abs(branch.basis - expected.basis).max() < 1e-6
         assert branch.gains[0] > 1.001  # the columns are not orthogonal
+
+
+def test_held_out_rank_and_ridge_are_chosen_and_written_down(contrasts: Contrasts) -> None:
+    found = fit_care(section(rank="held-out", ridge="held-out"), 1, contrasts)
+    for branch in found.edit.branches:
+        seen = found.evidence[branch.modality]
+        rows = {
+            "visual": pictures(contrasts),
+            "text": (contrasts.compliant.mean[FFN], contrasts.refusing.mean[FFN]),
+        }[branch.modality]
+        most = largest_rank(len(rows[0]), 12)
+        assert seen["ridge"] == choose_ridge(*rows, most)
+        assert seen["rank"] == choose_rank(*rows, most, choose_ridge(*rows, most))
+        assert branch.basis.shape == (12, seen["rank"])
+        assert (seen["malicious"], seen["benign"]) == tuple(map(len, rows))
+        assert seen["bootstrap"] is not None
+
+
+def test_winsorising_changes_the_subspace_and_is_said(contrasts: Contrasts) -> None:
+    found = fit_care(section(winsorise=0.05, branches=["text"]), 1, contrasts)
+    cut = winsorised(contrasts.compliant.mean[FFN], contrasts.refusing.mean[FFN], 0.05)
+    assert spans(found.edit.branches[0], *cut)
+    assert found.evidence["text"]["winsorised"] == 0.05
 
 
 # ---- candidates

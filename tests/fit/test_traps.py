@@ -16,7 +16,7 @@ from guardbake.activations import Activations, Turns
 from guardbake.artifact import load_guard, save_guard
 from guardbake.covariance import finite_rows
 from guardbake.errors import MalformedError
-from guardbake.fit.care import Contrasts, care_edit
+from guardbake.fit.care import Contrasts, fit_care
 from guardbake.fit.care_public import public_subspace
 from guardbake.fit.push import mean_difference_push
 from guardbake.fit.subspace import (
@@ -122,7 +122,7 @@ def test_rows_of_the_residual_are_not_fitted_for_the_ffn_output(made: Any) -> No
     wrong = Activations(acts.samples, residual, residual, residual)
     contrasts = Contrasts(wrong, Turns(residual), Turns(residual))
     for fit in (
-        lambda: care_edit(CARE, 1, contrasts),
+        lambda: fit_care(CARE, 1, contrasts),
         lambda: safety_direction_edit(wrong, 1, 1, "add"),
     ):
         with pytest.raises(MalformedError, match="the tensor that is edited") as caught:
@@ -173,7 +173,7 @@ def test_fewer_than_two_classes(made: Any) -> None:
             {site: rows[keep] for site, rows in acts.image_mean.items()},
         )
         for fit in (
-            lambda one=one: care_edit(CARE, 1, contrasts_of(one, turns)),
+            lambda one=one: fit_care(CARE, 1, contrasts_of(one, turns)),
             lambda one=one: safety_direction_edit(one, 1, 1, "add"),
             lambda one=one: mean_difference_push(one, 1),
         ):
@@ -193,15 +193,15 @@ def test_activations_that_are_not_finite(made: Any, bad: float) -> None:
         some[:, 3] = bad
     wrong = Activations(acts.samples, rows, rows)
     for fit in (
-        lambda: care_edit(CARE, 1, contrasts_of(acts, spoilt)),
-        lambda: care_edit(CARE, 1, contrasts_of(wrong, turns)),
+        lambda: fit_care(CARE, 1, contrasts_of(acts, spoilt)),
+        lambda: fit_care(CARE, 1, contrasts_of(wrong, turns)),
         lambda: safety_direction_edit(wrong, 1, 1, "add"),
         lambda: mean_difference_push(wrong, 1),
     ):
         with pytest.raises(MalformedError, match="finite: False") as caught:
             fit()
         assert caught.value.exit_code == 9
-    assert care_edit(CARE, 1, contrasts_of(acts, turns)).branches  # the rows were the fault
+    assert fit_care(CARE, 1, contrasts_of(acts, turns)).edit.branches  # the rows were the fault
 
 
 def test_a_rank_larger_than_the_samples(made: Any) -> None:
@@ -210,8 +210,8 @@ def test_a_rank_larger_than_the_samples(made: Any) -> None:
     eight = CARE.model_copy(update={"rank": 8})
     public = eight.model_copy(update={"numerics": "public"})
     for fit in (
-        lambda: care_edit(eight, 1, contrasts_of(acts, turns)),
-        lambda: care_edit(public, 1, contrasts_of(acts, turns)),
+        lambda: fit_care(eight, 1, contrasts_of(acts, turns)),
+        lambda: fit_care(public, 1, contrasts_of(acts, turns)),
         lambda: safety_direction_edit(acts, 1, 8, "add"),
     ):
         with pytest.raises(MalformedError, match=r"at least [89] finite rows") as caught:
