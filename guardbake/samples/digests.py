@@ -24,12 +24,13 @@ def digest(text: str) -> str:
 def identity(prompt: Prompt) -> str:
     """Digest in hex of one prompt as it is asked: of its words or, with a picture, also of that.
 
-    A picture counts by its file's name and the attack's family, and by content where it has no
-    file. So a draw is the same wherever a benchmark's folder lies, and opens no picture.
+    A picture counts by its file's name, the request in it and the attack's family, and by content
+    where it has no file. So a draw is the same wherever a folder lies, and opens no picture.
     """
     words = digest(prompt.prompt)
     if prompt.image is None:
         return words
     picture = prompt.image.name.encode() if isinstance(prompt.image, Path) else prompt.image
     shown = hashlib.sha256(picture).hexdigest()
-    return hashlib.sha256(f"{words} {prompt.family} {shown}".encode()).hexdigest()
+    whole = f"{words} {digest(prompt.request)} {prompt.family} {shown}"
+    return hashlib.sha256(whole.encode()).hexdigest()

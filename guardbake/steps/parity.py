@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from guardbake.check.parity import Pair, ParityReport, compare
 from guardbake.passes.tap import TapEdits
 from guardbake.plugins import Runner, Trace
 from guardbake.recipe import ParitySection
-from guardbake.samples import FORMS, Sample
+from guardbake.samples import Form, Sample
 from guardbake.spec import GuardSpec
 from guardbake.steps.fit import Advance
 from guardbake.steps.recheck import budgets_of
@@ -48,8 +49,10 @@ def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
 
 def mixed(samples: Sequence[Sample]) -> list[Sample]:
     """Samples reordered so that a batch mixes forms, and with them lengths and images."""
-    by_form = [[s for s in samples if s.form == form] for form in FORMS]
-    return [s for group in zip(*by_form, strict=True) for s in group]
+    by_form: dict[Form, list[Sample]] = {}
+    for sample in samples:
+        by_form.setdefault(sample.form, []).append(sample)
+    return [s for group in zip_longest(*by_form.values()) for s in group if s is not None]
 
 
 def measure(

@@ -46,6 +46,8 @@ def split_samples(
     prompts = {
         name: _both_labels(section, root, usable, name) for name, section in sections.items()
     }
+    for name in ("fit", "validate"):
+        _demand_pictures_of_both_labels(prompts[name], name)
     apart = {name: prompts[name] for name in ("fit", "validate", "test")}
     prove_held_out(samples.held_out, apart)
     digests = prove_disjoint(apart)
@@ -67,3 +69,15 @@ def _both_labels(
                 remedy="name other sources, or draw with more cells",
             )
     return harmful + harmless
+
+
+def _demand_pictures_of_both_labels(prompts: Sequence[Prompt], name: str) -> None:
+    """A threshold holds for prompts of the form it was set on, harmful and harmless alike."""
+    labels = {prompt.label for prompt in prompts if prompt.image is not None}
+    if len(labels) == 1:
+        raise RecipeError(
+            found=f"prompts with pictures of their own that are all {labels.pop()}",
+            expected="harmless ones beside harmful ones",
+            where=f"samples.{name}",
+            remedy="add the other label, such as mmbench:<path>, or take these prompts out",
+        )
