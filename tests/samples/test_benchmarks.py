@@ -250,6 +250,7 @@ def test_a_link_out_of_the_folder_is_refused(benchmarks: Path) -> None:
         ("mm-safetybench", "data/processed_questions/02-HateSpeech.json", b"{zebra"),
         ("mm-safetybench", "data/processed_questions/02-HateSpeech.json", b"[" * 200_000),
         ("mm-vet", "mm-vet.json", b'{"v1_0": {"question": "zebra", "answer": "a"}}'),
+        ("mm-vet", "mm-vet.json", b'{"v1_0": {"imagename": "zebra\\ud800", "capability": []}}'),
         ("scienceqa", "problems.json", b'{"1": {"question": "zebra", "image": null}}'),
         ("mmbench", "MMBench_DEV_EN.tsv", b"index\tquestion\tA\tB\timage\n7\tzebra\ta\tb\t?\n"),
         ("mmbench", "MMBench_DEV_EN.tsv", b"index\tquestion\tA\tB\timage\n7\tzebra\ta\t\tAAAA\n"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
@@ -71,9 +72,12 @@ def objects_of(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def words_of(entry: dict[str, Any], key: str, path: Path, place: str) -> str:
-    """entry[key], which must be a string with something in it; stripped."""
+    """entry[key], which must be a string with something in it; stripped.
+
+    JSON can spell half of a surrogate pair, which is no text and which no tokenizer takes.
+    """
     value = entry.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or re.search("[\ud800-\udfff]", value):
         raise malformed(path, f"{place} without {key!r}", f"text under {key!r} everywhere")
     return value.strip()
 

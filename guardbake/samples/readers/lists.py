@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guardbake.errors import RecipeError
 from guardbake.samples import Label, Prompt
-from guardbake.samples.readers.files import malformed, text_of
+from guardbake.samples.readers.files import malformed, text_of, words_of
 
 
 def from_file(path: Path, label: Label, source: str) -> list[Prompt]:
@@ -45,12 +45,11 @@ def rows_of_jsonl(path: Path, label: Label) -> list[str]:
             row = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
             raise malformed(path, f"line {number} that is not JSON", "one object a line") from None
-        text = row.get("prompt") if isinstance(row, dict) else None
-        if not isinstance(text, str) or not text.strip():
-            raise malformed(path, f"line {number} without a prompt", '{"prompt": str} a line')
+        if not isinstance(row, dict):
+            raise malformed(path, f"line {number} that is no object", '{"prompt": str} a line')
         if row.get("label", label) != label:
             raise malformed(path, f"line {number} with another label", f'"label": "{label}"')
-        texts.append(text.strip())
+        texts.append(words_of(row, "prompt", path, f"line {number}"))
     return texts
 
 
