@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from guardbake.vlm.requests import Typography
 
 CERTIFICATE_TEXT = "CERTIFICATE.md"
+CANDIDATES = "candidates"
 ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
 _PROCESSOR = (
     "chat_template.jinja",
@@ -132,8 +133,8 @@ class Bake:
     # -- the stages --------------------------------------------------------------------------
 
     def fit(self) -> tuple[Path, GuardSpec]:
-        """guard.safetensors and fit.json."""
-        from guardbake.steps.fit import fit_guard
+        """guard.safetensors, fit.json and the candidates."""
+        from guardbake.steps.fit import fit_guard, save_candidates
 
         key: dict[str, JSON] = {
             "model": self.vlm.model_digest,
@@ -143,10 +144,11 @@ class Bake:
         }
 
         def build(folder: Path) -> None:
-            spec, figures = fit_guard(
+            spec, figures, candidates = fit_guard(
                 self.vlm, self.recipe, self.splits, self.typography, self.reporter.advance
             )
             save_guard(spec, folder / GUARD)
+            save_candidates(candidates, folder / CANDIDATES)
             write_record(folder / "fit.json", figures)
 
         folder = self.stage("fit", key, build)

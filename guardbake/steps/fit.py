@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from guardbake.activations import Activations
+from guardbake.artifact import load_guard, save_guard
 from guardbake.diagnose.separability import separability
 from guardbake.evaluate.judges import judge
 from guardbake.fit.candidates import Candidate, candidates
@@ -19,12 +21,14 @@ from guardbake.samples import Form, Sample
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity, Sensor
 from guardbake.steps.contrasts import attribution_for, capture_contrasts
+from guardbake.steps.records import read_record, write_record
 from guardbake.steps.split import Splits
 from guardbake.vlm.behaviour import Questions
 from guardbake.vlm.capture import capture, every_site
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Typography
 
+_NAMES = "candidates.json"
 FIT_FORMS: tuple[Form, ...] = ("text", "typographic")
 
 
@@ -36,8 +40,11 @@ class Advance(Protocol):
 
 def fit_guard(
     vlm: Vlm, recipe: Recipe, splits: Splits, typography: Typography, advance: Advance
-) -> tuple[GuardSpec, dict[str, Any]]:
-    """The guard and the figures that led to it; BehaviourError if no candidate may be written."""
+) -> tuple[GuardSpec, dict[str, Any], dict[str, GuardSpec]]:
+    """The guard, the figures that led to it, and every candidate by name.
+
+    Raises BehaviourError if no candidate may be written.
+    """
     section, size = recipe.fit, recipe.batch_size
     sites = every_site(vlm)
     fitting = capture(
@@ -84,7 +91,24 @@ def fit_guard(
         "rise": round(best.rise, 6),
         "false_positive_rate": section.sensor.false_positive_rate if section.sensor else None,
     }
-    return _spec(identity, section, sensor, chosen, provenance), figures
+    return _spec(identity, section, sensor, chosen, provenance), figures, specs
+
+
+def save_candidates(specs: Mapping[str, GuardSpec], folder: Path) -> None:
+    """The guards that were tried, one pack each, and candidates.json with their names in order.
+
+    They are there to be compared; what may be shipped is the chosen one alone.
+    """
+    folder.mkdir()
+    for number, spec in enumerate(specs.values()):
+        save_guard(spec, folder / f"{number:02}.safetensors")
+    write_record(folder / _NAMES, {"names": list(specs)})
+
+
+def load_candidates(folder: Path) -> dict[str, GuardSpec]:
+    """What `save_candidates` wrote, in order. Raises MalformedError or IntegrityError."""
+    names = read_record(folder / _NAMES)["names"]
+    return {name: load_guard(folder / f"{n:02}.safetensors") for n, name in enumerate(names)}
 
 
 def identify(vlm: Vlm) -> ModelIdentity:

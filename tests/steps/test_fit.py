@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from guardbake.errors import BehaviourError, GuardbakeError, MalformedError, RecipeError
 from guardbake.recipe import Recipe
 from guardbake.spec import GuardSpec
-from guardbake.steps.fit import fit_guard
+from guardbake.steps.fit import fit_guard, load_candidates, save_candidates
 from guardbake.steps.split import split_samples
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
@@ -29,7 +31,7 @@ def vlm() -> Vlm:
 
 def fitted(
     vlm: Vlm, candidate: dict[str, Any], harmful: str = HARMFUL, harmless: str = HARMLESS
-) -> tuple[GuardSpec, dict[str, Any]]:
+) -> tuple[GuardSpec, dict[str, Any], dict[str, GuardSpec]]:
     """One candidate without a gate, fitted on 20 prompts of each label and judged by as many.
 
     It may refuse every harmless one and babble: the sign alone decides.
@@ -52,11 +54,16 @@ def fitted(
     return fit_guard(vlm, recipe, splits, typography, lambda what, done, total: None)
 
 
-def test_a_push_the_right_way_is_written(vlm: Vlm) -> None:
+def test_a_push_the_right_way_is_written(vlm: Vlm, tmp_path: Path) -> None:
     """The control of the traps below: the same prompts, nothing planted."""
-    spec, figures = fitted(vlm, STEER | {"strengths": [0.5]})
+    spec, figures, tried = fitted(vlm, STEER | {"strengths": [0.5, 0.25]})
     assert spec.edits[0].kind == "steer"
     assert figures["sign_test"][0]["rise"] > 0.2
+    save_candidates(tried, tmp_path / "candidates")
+    again = load_candidates(tmp_path / "candidates")
+    assert list(again) == ["steer layer 4 alpha 0.5", "steer layer 4 alpha 0.25"]
+    assert [one.digest for one in again.values()] == [one.digest for one in tried.values()]
+    assert replace(again[figures["chosen"]], provenance=spec.provenance).digest == spec.digest
 
 
 TRAPS: dict[str, tuple[dict[str, Any], str, str, type[GuardbakeError], int, str]] = {
