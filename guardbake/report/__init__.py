@@ -1,0 +1,1 @@
+"""Plots and reports for people. The only room that draws; matplotlib is the extra [report]."""
