@@ -90,14 +90,25 @@ def apply(
             help="link shares the weights file; onnx and onnx-ir refuse to read a shared one."
         ),
     ] = Weights.link,
+    fold: Annotated[
+        bool,
+        typer.Option(
+            "--fold",
+            help="Put an affine guard that is always on into the weights: no guard nodes.",
+        ),
+    ] = False,
 ) -> None:
     """ONNX in, guarded ONNX out; no PyTorch."""
     from guardbake.steps.apply import apply_guard
 
-    inserted = apply_guard(source, guard, out, weights.value)
-    for site, found in inserted["sites"].items():
-        print(f"{site}: {found['value']} (found by {found['found_by']})")
-    print(f"{len(inserted['nodes'])} guard nodes: {out}")
+    report = apply_guard(source, guard, out, weights.value, fold)
+    for site, found in report["sites"].items():
+        if fold:
+            roles = [role for role in ("weight", "bias") if found[role] is not None]
+            print(f"{site}: {found['value']} ({' and '.join(roles)} folded)")
+        else:
+            print(f"{site}: {found['value']} (found by {found['found_by']})")
+    print(f"{len(report.get('nodes', ()))} guard nodes: {out}")
 
 
 @app.command()
@@ -120,10 +131,19 @@ def parity(bundle: Bundle, as_json: AsJson = False) -> None:
 def verify(
     bundle: Bundle,
     full: Annotated[bool, typer.Option("--full", help="Hash the weights as well.")] = False,
+    unguarded: Annotated[
+        Path | None,
+        typer.Option(help="The folder that was given to guardbake apply, to compare with."),
+    ] = None,
 ) -> None:
-    """Check bytes and meaning of a bundle without running a model."""
+    """Check bytes and meaning of a bundle, or of what apply wrote, without running a model."""
     from guardbake.bundle.verify import verify_bundle
+    from guardbake.steps.apply import verify_applied
 
+    if unguarded is not None:
+        print(verify_applied(bundle, unguarded))
+        print("verify: pass")
+        return
     report = verify_bundle(bundle, full=full)
     print(f"guard {report.guard[:12]} present: {', '.join(report.nodes)}")
     print(f"verify: pass ({report.files} files, {report.rehashed} of them hashed again)")
@@ -154,7 +174,8 @@ def inspect(
         parts = [
             f"{b.modality} rank {b.basis.shape[1]} alpha {b.strength:g}" for b in edit.branches
         ]
-        print(f"edit     {edit.site}, {edit.kind} {', '.join(parts) or f'alpha {edit.strength:g}'}")
+        kind = f"care, {edit.fusion}:" if edit.kind == "care" else edit.kind
+        print(f"edit     {edit.site}, {kind} {', '.join(parts) or f'alpha {edit.strength:g}'}")
     for name, shape in shapes.items():
         print(f"tensor   {name} {shape}")
 

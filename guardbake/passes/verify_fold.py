@@ -8,6 +8,7 @@ nothing can be said, and `VerifyGuard` refuses such a graph.
 from __future__ import annotations
 
 import json
+from collections.abc import Set as AbstractSet
 from typing import Any, NoReturn
 
 import numpy as np
@@ -56,19 +57,11 @@ class VerifyFold:
             for role in ("weight", "bias"):
                 self._check_tensor(model, f"{role} of {site}", sites[site].get(role), wanted[role])
                 folded |= {wanted[role]["name"]} if wanted[role] else set()
-        found, expected = _fingerprint(model, folded), _fingerprint(self.original, folded)
-        for part in expected:
-            if found[part] != expected[part]:
-                self._refuse(f"other {part}", f"the {part} of the graph it was folded from")
+        require_same(model, self.original, self.where, folded)
         return report
 
     def _refuse(self, found: str, expected: str) -> NoReturn:
-        raise IntegrityError(
-            found=found,
-            expected=expected,
-            where=self.where,
-            remedy="do not ship this graph: fold the guard again into the unguarded export",
-        )
+        _refuse(found, expected, self.where)
 
     def _stated_sites(self, model: ir.Model) -> dict[str, dict[str, Any]]:
         text = model.metadata_props.get(FOLD_KEY, "")
@@ -119,8 +112,33 @@ def _same_but_for_rounding(stored: Array, exact: Array, ulp: float) -> bool:
     return True
 
 
-def _fingerprint(model: ir.Model, folded: set[str]) -> dict[str, Any]:
-    """Everything a graph computes with, but the numbers of its folded tensors."""
+def require_same(
+    model: ir.Model, expected: ir.Model, where: str, besides: AbstractSet[str] = frozenset()
+) -> None:
+    """Raises IntegrityError unless both graphs compute the same, weights outside taken as read.
+
+    besides: initialisers that were compared before. An external tensor is the same if it lies at
+    the same place of a file of the same name.
+    """
+    found, wanted = _fingerprint(model, besides), _fingerprint(expected, besides)
+    for part in wanted:
+        if found[part] != wanted[part]:
+            _refuse(
+                f"other {part}", f"the {part} that the unguarded graph and the guard give", where
+            )
+
+
+def _refuse(found: str, expected: str, where: str) -> NoReturn:
+    raise IntegrityError(
+        found=found,
+        expected=expected,
+        where=where,
+        remedy="do not ship this graph: apply the guard to the unguarded export again",
+    )
+
+
+def _fingerprint(model: ir.Model, besides: AbstractSet[str]) -> dict[str, Any]:
+    """Everything a graph computes with, but the numbers of some initialisers."""
     graph = model.graph
 
     def plain(item: Any) -> bytes:
@@ -133,7 +151,7 @@ def _fingerprint(model: ir.Model, folded: set[str]) -> dict[str, Any]:
         "outputs": [plain(value) for value in graph.outputs],
         "nodes": [plain(node) for node in graph],
         "initialisers": {
-            name: (_place(value.const_value) if name not in folded else "folded")
+            name: None if name in besides else _place(value.const_value)
             for name, value in graph.initializers.items()
         },
     }

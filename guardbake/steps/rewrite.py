@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.serde import SerdeError
 
-from guardbake.errors import MalformedError
-from guardbake.passes.insert import InsertGuard
+from guardbake.errors import IntegrityError, MalformedError
+from guardbake.passes.fold import FoldGuard
+from guardbake.passes.insert import FOLD_KEY, InsertGuard
 from guardbake.passes.verify import VerifyGuard
+from guardbake.passes.verify_fold import VerifyFold, require_same
 from guardbake.spec import GuardSpec
+
+Array = npt.NDArray[Any]
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -41,3 +46,66 @@ def rewrite(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
         "nodes": list(report.nodes),
         "sites": {str(f.site): {"value": f.value.name, "found_by": f.how} for f in report.found},
     }
+
+
+def fold(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
+    """Write the graph with the guard folded into its weights, and those into their own data file.
+
+    All other external data keeps the name it has beside `source`; the weights that were folded stay
+    there too, unread. Returns what was folded where, as JSON values. The result is compared with
+    another fold of `source`, as a reader would find it.
+    """
+    model = load_graph(source)
+    report = FoldGuard(spec, array_beside)(model)
+    changed = [model.graph.initializers[name] for name in report.changed]
+    tensors = [value.const_value for value in changed if value.const_value is not None]
+    if tensors:
+        name = f"{target.stem}.folded.data"
+        stored = ir.external_data.convert_tensors_to_external(tensors, target.parent, name)
+        for value, tensor in zip(changed, stored, strict=True):
+            value.const_value = tensor
+    ir.save(model, target)
+    verify_rewritten(target, spec, source)
+    return {"sites": report.sites}
+
+
+def verify_rewritten(target: Path, spec: GuardSpec, source: Path) -> bool:
+    """Check that `target` is the unguarded graph `source` with the guard, and nothing besides.
+
+    Returns whether the guard is folded into the weights. Raises IntegrityError at the first thing
+    amiss; the data files of weights that were not folded are not read.
+    """
+    model, original = load_graph(target), load_graph(source)
+    if FOLD_KEY in model.metadata_props:
+        VerifyFold(spec, str(target), original, array_beside)(model)
+        return True
+    VerifyGuard(spec, str(target))(model)
+    InsertGuard(spec)(original)
+    require_same(model, original, str(target))
+    return False
+
+
+def array_beside(tensor: ir.TensorProtocol) -> Array:
+    """The tensor's array; the file beside the graph that holds it may have several hard links.
+
+    onnx-ir refuses such a file, which is what `apply` makes of a weights file that it shares.
+    Raises IntegrityError if the data is not there whole.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    path = Path(tensor.path)
+    end = (tensor.offset or 0) + tensor.nbytes
+    size = path.stat().st_size if path.is_file() and path.name == str(tensor.location) else -1
+    if size < end:
+        raise IntegrityError(
+            found=f"{path.name} with {size} bytes"
+            if size >= 0
+            else f"no file {tensor.location!r:.80}",
+            expected=f"at least {end} bytes beside the graph, for {tensor.name!r:.80}",
+            where=str(path.parent),
+            remedy="copy the graph's external data again",
+        )
+    alone = ir.ExternalTensor(
+        path, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
+    )
+    return alone.numpy()
