@@ -1,4 +1,7 @@
-"""What diagnosis looks at inside the decoder. A guard reads and edits sites, never these."""
+"""What diagnosis looks at inside the decoder and what it takes out; see `diagnose.ablation`.
+
+A guard reads and edits sites, never these.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from typing import Literal, get_args
 
 ComponentName = Literal["attention_output", "ffn_output", "residual"]
 NAMES: tuple[ComponentName, ...] = get_args(ComponentName)
+Part = Literal["layer", "attention", "ffn", "pair"]
+Kind = Literal["skip", "zero", "mean", "resample"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)

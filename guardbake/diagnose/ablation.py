@@ -17,14 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-Part = Literal["layer", "attention", "ffn", "pair"]
-Kind = Literal["skip", "zero", "mean", "resample"]
-PARTS: tuple[Part, ...] = get_args(Part)
+from guardbake.component import PARTS, Kind, Part
 
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]

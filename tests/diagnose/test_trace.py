@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from guardbake.diagnose.ablation import Ablation, Kind, Part, ablations
+from guardbake.component import Kind, Part
+from guardbake.diagnose.ablation import Ablation, ablations
 from guardbake.diagnose.openings import Openings, openings_of
 from guardbake.diagnose.prompts import EmbeddedPrompt, embed_prompts
 from guardbake.diagnose.trace import Means, Traced, Tracer

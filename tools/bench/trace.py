@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from guardbake.diagnose.ablation import Ablation, Kind, Part, ablations, choose_donors
+from guardbake.component import Kind, Part
+from guardbake.diagnose.ablation import Ablation, ablations, choose_donors
 from guardbake.diagnose.openings import openings_of
 from guardbake.diagnose.prompts import embed_prompts
 from guardbake.diagnose.trace import Tracer
