@@ -67,15 +67,23 @@ def bake(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.
 
 @app.command()
 def fit(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
-    """The front half of a bake: write the guard pack."""
+    """The front half of a bake: write the guard pack.
+
+    Prints, for each candidate of the sign test, how much it raised refusal of harmful prompts
+    (mean over the forms) and why it may not be written, if so; the best of the others is written.
+    """
     from guardbake.artifact import save_guard
     from guardbake.pipeline import Bake
     from guardbake.steps.doctor import examine, require
+    from guardbake.steps.records import read_record
 
     require(examine(out.parent))
-    _, spec = Bake(recipe, out, reporter_for(progress.value)).fit()
+    folder, spec = Bake(recipe, out, reporter_for(progress.value)).fit()
     out.parent.mkdir(parents=True, exist_ok=True)
     save_guard(spec, out)
+    for row in read_record(folder / "fit.json")["sign_test"]:
+        verdict = "; ".join(row["refused_because"]) or "may be written"
+        print(f"{row['rise']:+.3f}  {row['candidate']}: {verdict}")
     print(f"guard {spec.digest[:12]} ({spec.provenance.get('chosen')}): {out}")
 
 
