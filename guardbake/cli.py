@@ -66,6 +66,25 @@ def bake(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.
 
 
 @app.command()
+def diagnose(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
+    """Which layers: causal tracing and separability, plotted, and the choice a rule makes."""
+    from guardbake.bundle.folders import refuse_existing
+    from guardbake.pipeline import DIAGNOSIS, Bake
+    from guardbake.report.plots import require_matplotlib
+    from guardbake.steps.diagnose import publish_diagnosis
+    from guardbake.steps.doctor import examine, require
+    from guardbake.steps.records import read_record
+
+    require(examine(out.parent))
+    require_matplotlib()
+    refuse_existing(out)
+    record = Bake(recipe, out, reporter_for(progress.value)).diagnose() / DIAGNOSIS
+    publish_diagnosis(record, out)
+    layers = read_record(record)["choice"]["layers"]
+    print(f"layers {', '.join(map(str, layers))}: {out}")
+
+
+@app.command()
 def fit(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
     """The front half of a bake: write the guard pack.
 

@@ -1,6 +1,7 @@
 """The bake, told once: every stage in order, each cached by everything it depends on.
 
-doctor -> model -> samples -> fit -> export -> rewrite -> engine -> parity -> behaviour -> publish
+doctor -> model -> samples -> diagnose (if the recipe says so) -> fit -> export -> rewrite -> engine
+-> parity -> behaviour -> publish
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from guardbake.artifact import load_guard, save_guard
 from guardbake.bundle.canonical import JSON
@@ -31,7 +32,8 @@ from guardbake.bundle.verify import verify_bundle
 from guardbake.check.certificate import certificate, to_markdown
 from guardbake.check.golden import save_golden
 from guardbake.plugins import find_engine_builder, find_exporter, find_runner
-from guardbake.recipe import Recipe, load_recipe, require_layers
+from guardbake.progress import Reporter
+from guardbake.recipe import DiagnoseSection, Recipe, load_recipe, require_layers
 from guardbake.spec import GuardSpec
 from guardbake.steps.certify import gates_of, require_pass
 from guardbake.steps.recheck import GOLDEN, RECIPE
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from guardbake.vlm.requests import Typography
 
 CERTIFICATE_TEXT = "CERTIFICATE.md"
+DIAGNOSIS = "diagnosis.json"
 CANDIDATES = "candidates"
 ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
 _PROCESSOR = (
@@ -65,16 +68,6 @@ _PROCESSOR = (
     "tokenizer_config.json",
     "vocab.json",
 )
-
-
-class Reporter(Protocol):
-    """Told how a bake goes on; the command line draws bars or lines from it."""
-
-    def begin(self, stage: str) -> None: ...
-
-    def advance(self, what: str, done: int, total: int) -> None: ...
-
-    def end(self, stage: str, seconds: float, cached: bool) -> None: ...
 
 
 class Bake:
@@ -132,11 +125,48 @@ class Bake:
 
     # -- the stages --------------------------------------------------------------------------
 
+    def diagnose(self) -> Path:
+        """diagnosis.json: the curves, and the layers that they choose."""
+        from guardbake.steps.diagnose import diagnose
+
+        section = self.recipe.diagnose or DiagnoseSection()
+        key: dict[str, JSON] = {
+            "model": self.vlm.model_digest,
+            "samples": self.splits.digests["fit"],
+            "section": section.model_dump(mode="json"),
+            "turns": {"refusing": self.recipe.fit.refusing, "compliant": self.recipe.fit.compliant},
+            "typography": self.recipe.samples.typography.model_dump(mode="json"),
+            **self.versions("diagnose"),
+        }
+
+        def build(folder: Path) -> None:
+            content = diagnose(
+                self.vlm,
+                self.recipe,
+                section,
+                self.splits,
+                self.typography,
+                self.reporter.advance,
+            )
+            write_record(folder / DIAGNOSIS, content)
+
+        return self.stage("diagnose", key, build)
+
+    def _layers(self) -> dict[str, Any] | None:
+        """What the guard pack records of a diagnosis, if the recipe asks for one."""
+        from guardbake.steps.diagnose import evidence
+
+        if self.recipe.diagnose is None:
+            return None
+        return evidence(read_record(self.diagnose() / DIAGNOSIS))
+
     def fit(self) -> tuple[Path, GuardSpec]:
         """guard.safetensors, fit.json and the candidates."""
         from guardbake.steps.fit import fit_guard, save_candidates
 
+        layers = self._layers()
         key: dict[str, JSON] = {
+            "layers": layers,
             "model": self.vlm.model_digest,
             "samples": {n: self.splits.digests[n] for n in ("fit", "validate")},
             "recipe": self.recipe.model_dump(mode="json", include={"fit": True, "samples": True}),
@@ -145,7 +175,7 @@ class Bake:
 
         def build(folder: Path) -> None:
             spec, figures, candidates = fit_guard(
-                self.vlm, self.recipe, self.splits, self.typography, self.reporter.advance
+                self.vlm, self.recipe, self.splits, self.typography, layers, self.reporter.advance
             )
             save_guard(spec, folder / GUARD)
             save_candidates(candidates, folder / CANDIDATES)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Literal, TextIO
+from typing import Literal, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Style = Literal["auto", "bar", "plain", "json"]
+
+
+class Reporter(Protocol):
+    """Told how a bake goes on; the command line draws bars or lines from it."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def advance(self, what: str, done: int, total: int) -> None: ...
+
+    def end(self, stage: str, seconds: float, cached: bool) -> None: ...
 
 
 class PlainReporter:
@@ -82,7 +92,7 @@ class BarReporter:
         self._progress.stop()
 
 
-def reporter_for(style: Style) -> PlainReporter | JsonReporter | BarReporter:
+def reporter_for(style: Style) -> Reporter:
     """auto: bars on a terminal, lines elsewhere. All of it goes to standard error."""
     if style == "json":
         return JsonReporter(sys.stderr)

@@ -11,6 +11,8 @@ from guardbake.errors import MalformedError
 
 LOW, HIGH = 2.5, 97.5  # percent: a 95 % interval
 
+Numbers = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -25,12 +27,31 @@ class Effect:
         return asdict(self)
 
 
-def bootstrap(values: npt.ArrayLike, rounds: int, seed: int) -> Effect:
+def bootstrap(
+    values: npt.ArrayLike, rounds: int, seed: int, less: npt.ArrayLike | None = None
+) -> Effect:
     """The mean of values [N], one a prompt, and the interval of `rounds` redrawn means.
 
-    The same seed redraws the same prompts, so that curves over layers move together. Raises
-    MalformedError for no values and for values that are not finite.
+    less [M]: numbers of other prompts, whose mean is taken off; they are redrawn apart. The same
+    seed redraws the same prompts, so that curves over layers move together. Raises MalformedError
+    for no values and for values that are not finite.
     """
+    numbers = _checked(values)
+    rng = np.random.default_rng(seed)
+    value, means = float(numbers.mean()), _redrawn(numbers, rounds, rng)
+    if less is not None:
+        others = _checked(less)
+        value, means = value - float(others.mean()), means - _redrawn(others, rounds, rng)
+    low, high = np.percentile(means, [LOW, HIGH])
+    return Effect(value, float(low), float(high), len(numbers))
+
+
+def _redrawn(numbers: Numbers, rounds: int, rng: np.random.Generator) -> Numbers:
+    drawn = rng.integers(0, len(numbers), (rounds, len(numbers)))
+    return np.asarray(numbers[drawn].mean(axis=1))
+
+
+def _checked(values: npt.ArrayLike) -> Numbers:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
         raise MalformedError(
@@ -39,7 +60,4 @@ def bootstrap(values: npt.ArrayLike, rounds: int, seed: int) -> Effect:
             where="bootstrap interval",
             remedy="check the model's activations; give at least one prompt",
         )
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(numbers), (rounds, len(numbers)))
-    low, high = np.percentile(numbers[drawn].mean(axis=1), [LOW, HIGH])
-    return Effect(float(numbers.mean()), float(low), float(high), len(numbers))
+    return numbers

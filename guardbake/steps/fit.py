@@ -39,11 +39,17 @@ class Advance(Protocol):
 
 
 def fit_guard(
-    vlm: Vlm, recipe: Recipe, splits: Splits, typography: Typography, advance: Advance
+    vlm: Vlm,
+    recipe: Recipe,
+    splits: Splits,
+    typography: Typography,
+    layers: Mapping[str, Any] | None,
+    advance: Advance,
 ) -> tuple[GuardSpec, dict[str, Any], dict[str, GuardSpec]]:
     """The guard, the figures that led to it, and every candidate by name.
 
-    Raises BehaviourError if no candidate may be written.
+    layers: what a diagnosis says of them, for the guard's provenance; None without one. Raises
+    BehaviourError if no candidate may be written.
     """
     section, size = recipe.fit, recipe.batch_size
     sites = every_site(vlm)
@@ -87,6 +93,7 @@ def fit_guard(
     chosen = next(c for c in tried if c.name == best.outcome.name)
     provenance = {
         "samples": dict(splits.digests),
+        "layers": None if layers is None else dict(layers),
         "chosen": best.outcome.name,
         "rise": round(best.rise, 6),
         "false_positive_rate": section.sensor.false_positive_rate if section.sensor else None,

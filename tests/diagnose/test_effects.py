@@ -35,6 +35,17 @@ def test_a_seed_repeats_and_another_one_does_not() -> None:
     assert shifted.low == pytest.approx(bootstrap(values, 200, 5).low + 1)
 
 
+def test_other_prompts_are_taken_off_and_redrawn_apart() -> None:
+    rng = np.random.default_rng(2)
+    bad, good = rng.standard_normal(50) + 2, rng.standard_normal(70)
+    found = bootstrap(bad, 4000, 0, good)
+    assert found.value == pytest.approx(bad.mean() - good.mean())
+    expected = 3.92 * np.sqrt(bad.var() / 50 + good.var() / 70)
+    assert found.high - found.low == pytest.approx(expected, rel=0.06)
+    with pytest.raises(MalformedError):
+        bootstrap(bad, 100, 0, [])
+
+
 def test_one_prompt_has_no_width() -> None:
     found = bootstrap([2.0], 100, 0)
     assert (found.low, found.value, found.high) == (2.0, 2.0, 2.0)

@@ -51,7 +51,7 @@ def fitted(
     section = recipe.samples.typography
     typography = Typography(section.columns, section.rows, section.instruction)
     splits = split_samples(recipe, ROOT, typography, vlm.processor.tokenizer)
-    return fit_guard(vlm, recipe, splits, typography, lambda what, done, total: None)
+    return fit_guard(vlm, recipe, splits, typography, None, lambda what, done, total: None)
 
 
 def test_a_push_the_right_way_is_written(vlm: Vlm, tmp_path: Path) -> None:

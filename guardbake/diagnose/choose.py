@@ -1,0 +1,94 @@
+"""Which layers to edit: one stated rule over what ablations do and over what separates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from guardbake.diagnose.effects import Effect
+from guardbake.errors import BehaviourError, MalformedError
+
+RULE = (
+    "A layer is admissible if ablating its FFN lowers the refusal score of harmful prompts more "
+    "than that of harmless ones, with a 95 % interval above zero, mean over the forms (cause). "
+    "Admissible layers are ranked by cause and by the Mahalanobis distance between harmful and "
+    "harmless FFN outputs at the prompt's last token, smallest over the forms (separability). The "
+    "smallest sums of both ranks are chosen; ties: the larger cause, then the earlier layer."
+)
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """ranks: by cause and by separability among the admissible layers, from 1; None outside."""
+
+    layer: int
+    cause: Effect
+    separability: float
+    ranks: tuple[int, int] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layer": self.layer,
+            "cause": self.cause.to_json(),
+            "separability": self.separability,
+            "ranks": None if self.ranks is None else list(self.ranks),
+        }
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """layers: the chosen ones, in order. evidence: of every layer, in order."""
+
+    layers: tuple[int, ...]
+    evidence: tuple[LayerEvidence, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rule": RULE,
+            "layers": list(self.layers),
+            "evidence": [one.to_json() for one in self.evidence],
+        }
+
+
+def choose_layers(
+    causes: Sequence[Effect], separability: Sequence[float], count: int
+) -> LayerChoice:
+    """At most `count` layers by RULE, from one number of each kind a layer, in order of layers.
+
+    Raises MalformedError for curves of unlike length or a separability that is not finite, and
+    BehaviourError, naming the nearest layer, if none is admissible.
+    """
+    if len(causes) != len(separability) or not np.isfinite(separability).all():
+        raise MalformedError(
+            found=f"{len(causes)} causes and {len(separability)} distances",
+            expected="one finite number a layer, of each kind",
+            where="the choice of layers",
+            remedy="diagnose again",
+        )
+    admissible = [layer for layer, cause in enumerate(causes) if cause.low > 0]
+    if not admissible:
+        near = max(range(len(causes)), key=lambda layer: causes[layer].low)
+        raise BehaviourError(
+            found=f"no layer whose interval lies above zero; nearest is layer {near}, "
+            f"{causes[near].value:.3g} [{causes[near].low:.3g}, {causes[near].high:.3g}]",
+            expected="an FFN on which refusals depend",
+            where="the choice of layers",
+            remedy="trace more prompts, or decide by another kind of ablation",
+        )
+    by_cause = _ranks([causes[layer].value for layer in admissible])
+    by_distance = _ranks([separability[layer] for layer in admissible])
+    ranks = dict(zip(admissible, zip(by_cause, by_distance, strict=True), strict=True))
+    order = sorted(admissible, key=lambda n: (sum(ranks[n]), -causes[n].value, n))
+    evidence = tuple(
+        LayerEvidence(layer, cause, float(distance), ranks.get(layer))
+        for layer, (cause, distance) in enumerate(zip(causes, separability, strict=True))
+    )
+    return LayerChoice(tuple(sorted(order[:count])), evidence)
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    """From 1 for the largest; equal values share the smaller rank."""
+    return [1 + sum(other > value for other in values) for value in values]
