@@ -41,3 +41,20 @@ class Batch:
     def prompt_lengths(self) -> Array:
         """Real tokens of each prompt, [B] int64."""
         return np.asarray(self.attention_mask.sum(axis=1))
+
+
+def without_images(batch: Batch) -> Batch:
+    """The same prompts, their image tokens left out: left-padded again, [B, longest] tokens.
+
+    Markers around an image (Qwen's vision_start and vision_end) are words and stay.
+    """
+    words = (batch.attention_mask == 1) & ~batch.image_mask
+    longest = int(words.sum(axis=1).max())
+    ids = np.zeros((len(words), longest), np.int64)
+    mask = np.zeros_like(ids)
+    for row, kept in enumerate(words):
+        real = batch.input_ids[row, kept]
+        ids[row] = real[0]  # padding: any token that is no image's
+        ids[row, longest - len(real) :] = real
+        mask[row, longest - len(real) :] = 1
+    return Batch(ids, mask, np.zeros_like(mask, bool), None, None)

@@ -12,12 +12,15 @@ One sensor reads a score, a gate decides, one edit per site changes the FFN outp
              y'  = y1 - p_text(y1), y1 = y - p_visual(y)  sequential
     project  y'  = y - p                                  one branch
     add      y'  = y + p                                  VLM-Guard, arXiv 2502.10486
+    replace  y'  = y + (alpha t - z) Q^T                  VLM-Guard, with its text-only pass
     steer    y'  = y + alpha v                            a constant push
     astra    y'  = y - alpha c ||y|| v                    ASTRA, arXiv 2411.16721; v unit length
              c   = clip((y - r) . v / (||y - r|| + eps), 0, 1)
 
-``y'`` is taken where the gate is open and ``y``, bit for bit, where it is closed. B is batch, S the
-tokens of one call, P the tokens cached before it, d the model width, k a rank.
+``t`` [B, k] is ``z`` of the last token when the same prompt goes through the unguarded model
+without its image tokens. ``y'`` is taken where the gate is open and ``y``, bit for bit, where it is
+closed. B is batch, S the tokens of one call, P the tokens cached before it, d the model width, k a
+rank.
 
 >>> from types import SimpleNamespace
 >>> y = np.arange(6.0).reshape(1, 2, 3)
@@ -116,11 +119,14 @@ class EditTerms(Protocol):
     def strength(self) -> float: ...
 
 
-def edited(y: Array, edit: EditTerms) -> Array:
-    """The edit with the gate open: y' [B, S, d] in y's dtype."""
+def edited(y: Array, edit: EditTerms, text: Array | None = None) -> Array:
+    """The edit with the gate open: y' [B, S, d] in y's dtype. text [B, k]: t, for replace only."""
     if edit.push is None:
         if edit.kind == "care":
             return care(y, edit.branches, edit.fusion)
+        if edit.kind == "replace":
+            assert text is not None, "replace needs the text-only pass"
+            return replace(y, edit.branches[0], text)
         return {"project": project, "add": add}[edit.kind](y, edit.branches[0])
     if edit.reference is None:
         return steer(y, edit.push, edit.strength)
@@ -171,6 +177,15 @@ def project(y: Array, branch: BranchTerms) -> Array:
 def add(y: Array, branch: BranchTerms) -> Array:
     """Amplify what lies in the subspace (VLM-Guard's printed edit)."""
     return np.asarray((y + scaled(y, branch) @ branch.basis.T).astype(y.dtype))
+
+
+def replace(y: Array, branch: BranchTerms, text: Array) -> Array:
+    """Put `strength` times the coordinates text [B, k] in the place of y's own.
+
+    The reading of VLM-Guard in which the text-only answer's safety is handed on, not amplified.
+    """
+    wanted = branch.strength * text[:, None, :]
+    return np.asarray((y + (wanted - coordinates(y, branch)) @ branch.basis.T).astype(y.dtype))
 
 
 def steer(y: Array, push: Array, strength: float) -> Array:

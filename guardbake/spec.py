@@ -20,14 +20,21 @@ from guardbake.semantics import Fusion
 from guardbake.site import Site
 
 Profile = Literal["always", "token", "sequence"]
-EditKind = Literal["care", "project", "add", "steer", "astra"]
+EditKind = Literal["care", "project", "add", "replace", "steer", "astra"]
 Modality = Literal["visual", "text"]
 Vector = npt.NDArray[np.float32]
 
 VERSION = 1
 POLARITY = "harmful-positive"
 ORTHONORMAL = 1e-5  # |Q^T Q - I|, max; fp32 rounding of a basis orthonormal to 1e-10 gives 1e-6
-_BRANCHES: Mapping[str, int] = {"care": 2, "project": 1, "add": 1, "steer": 0, "astra": 0}
+_BRANCHES: Mapping[EditKind, int] = {
+    "care": 2,
+    "project": 1,
+    "add": 1,
+    "replace": 1,
+    "steer": 0,
+    "astra": 0,
+}
 
 
 def _refuse(where: str, found: str, expected: str) -> NoReturn:
@@ -146,7 +153,7 @@ class Branch:
 class Edit:
     """What happens to the FFN output at `site` while the gate is open (see `semantics`).
 
-    branches: two for "care" (visual, text), one for "project" and "add", none for the others.
+    branches: two for "care" (visual, text), none for "steer" and "astra", one for the others.
     push [d] float32 and strength: for "steer" and "astra" only; the others keep strength in their
     branches. reference [d] float32: for "astra" only, whose push has unit length.
     fusion: how "care" puts its branches together; the others leave it as it is.
@@ -179,6 +186,8 @@ class Edit:
             _refuse(where, f"{len(self.branches)} branches", f"{wanted} for kind {self.kind}")
         if self.kind == "care" and [b.modality for b in self.branches] != ["visual", "text"]:
             _refuse(where, f"{[b.modality for b in self.branches]}", "visual, then text")
+        if self.kind == "replace" and self.branches[0].gains is not None:
+            _refuse(where, "gains for kind replace", "coordinates that are replaced whole")
         if len({b.basis.shape[0] for b in self.branches}) > 1:
             _refuse(where, "branches of different width", "one width")
         _finite(self.strength, f"{where}: strength")
@@ -231,6 +240,9 @@ class GuardSpec:
         if (self.sensor is None) != (self.profile == "always"):
             has = "without" if self.sensor is None else "with"
             _refuse(where, f"profile {self.profile} {has} a sensor", "a sensor iff gated")
+        if self.profile != "sequence" and any(edit.kind == "replace" for edit in self.edits):
+            # the text-only pass goes through the same graph, and only a latched gate can be shut
+            _refuse(where, f"an edit replace in profile {self.profile}", "profile sequence")
         sites = [edit.site for edit in self.edits]
         if sites != sorted(set(sites), key=lambda site: site.depth):
             _refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")

@@ -70,6 +70,14 @@ def test_a_guard_comes_back_whole(
         assert not tensors(back)[name].flags.writeable
 
 
+def test_a_guard_that_replaces_comes_back_whole(guard: Build, tmp_path: Path) -> None:
+    spec = guard("sequence", "replace", edits=(1, 2))
+    save_guard(spec, tmp_path / "g")
+    assert load_guard(tmp_path / "g").digest == spec.digest
+    rewrite(tmp_path / "g", lambda head, _a, _m: head.update(profile="token"))
+    malformed(tmp_path / "g", "profile sequence")
+
+
 def test_the_same_guard_is_the_same_bytes(guard: Build, tmp_path: Path) -> None:
     """Often enough: a random order of two entries is the same 12 times in 2000 cases only."""
     for name in "ab" * 6:

@@ -131,6 +131,8 @@ VISUAL = branch(modality="visual")
         ((FFN, "steer", (), unit(), 1.0, "sequential"), "for care only"),
         ((FFN, "steer", (), unit(), 1.0, "adaptive", zeros()), "a reference for kind steer"),
         ((FFN, "care", (VISUAL, branch()), None, 1.0, "adaptive", zeros()), "a reference"),
+        ((FFN, "replace", (branch(gains=np.ones(2, F32)),)), "gains"),
+        ((FFN, "replace", (VISUAL, branch())), "branches"),
         ((FFN, "astra", (), unit()), "no reference"),
         ((FFN, "astra", (), None, 1.0, "adaptive", zeros()), "no push"),
         ((FFN, "astra", (), unit() * F32(1.01), 1.0, "adaptive", zeros()), "unit length"),
@@ -172,6 +174,7 @@ SENSOR = sensor(Site(0, "residual"))
         ({"edits": ()}, "no edits"),
         ({"sensor": None}, "without a sensor"),
         ({"profile": "always"}, "with a sensor"),
+        ({"edits": (Edit(FFN, "replace", (branch(),)),)}, "profile sequence"),
         ({"edits": (edit(2), edit(1))}, "layer order"),
         ({"edits": (edit(1), edit(1))}, "layer order"),
         ({"edits": (edit(3),)}, "layers 0 to 2"),
@@ -267,7 +270,7 @@ def variants(spec: GuardSpec) -> dict[str, GuardSpec]:
     if first.push is not None:
         out["strength"] = replace(spec, edits=(replace(first, strength=0.5),))
     if first.kind in ("project", "add"):
-        other = "add" if first.kind == "project" else "project"
+        other = "add" if first.kind == "project" else "replace"
         out["kind"] = replace(spec, edits=(replace(first, kind=other),))
     return out
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from guardbake.batch import Batch
+from guardbake.batch import Batch, without_images
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.plugins import Trace, first_end
 from guardbake.vlm.tokens import next_positions, positions
@@ -22,13 +22,15 @@ Array = npt.NDArray[Any]
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _GUARD_OUTPUTS = ("guard_score", "guard_open")
+_TEXT, _HEARD = "guard_text_", "guard_heard_"
 
 
 class OnnxRunner:
     """The Runner of a folder that OnnxExporter wrote, guarded or not.
 
     threads: of onnxruntime's kernels, 0 for one a core. Sessions open on first use. A decoder with
-    the input `guard_state` gets it, starting at minus the prompt's length and then fed back.
+    the input `guard_state` gets it, starting at minus the prompt's length and then fed back. One
+    with inputs `guard_text_<layer>` is asked for the prompt without its images first.
     """
 
     def __init__(self, folder: Path, *, threads: int = 0) -> None:
@@ -48,6 +50,8 @@ class OnnxRunner:
         """See guardbake.plugins.Runner. Raises UsageError on impossible arguments."""
         _check_arguments(batch, steps, forced_tokens, chunk)
         decoding = _Decoding(self._session("decoder"), self.description, batch)
+        if decoding.told:
+            decoding.tell(self._hear(batch))
         prefill = self._prefill(decoding, batch, chunk, keep_prefill)
         chosen: list[Array] = []
         logits = [prefill[:, -1]]
@@ -66,6 +70,14 @@ class OnnxRunner:
         return decoding.trace(
             tokens, prefill, np.stack(logits[: len(chosen)] or [prefill[:, -1]], axis=1), ends
         )
+
+    def _hear(self, batch: Batch) -> dict[str, Array]:
+        """What the guard hears in the prompt without its images, by layer, the gate shut."""
+        words = without_images(batch)
+        decoding = _Decoding(self._session("decoder"), self.description, words)
+        decoding.shut()
+        self._prefill(decoding, words, None, keep=False)
+        return decoding.heard
 
     def features(self, batch: Batch) -> Array | None:
         """Image features [N, d] of every image of the batch, or None without images."""
@@ -164,6 +176,12 @@ class _Decoding:
         }
         if "guard_state" in types:
             self._state["guard_state"] = -batch.prompt_lengths.astype(np.int64)
+        self.told = {
+            value.name: np.zeros((rows, value.shape[1]), np.float32)
+            for value in session.get_inputs()
+            if value.name.startswith(_TEXT)
+        }
+        self.heard: dict[str, Array] = {}
         self._dtype = _DTYPES[types["inputs_embeds"]]
         self._mask = batch.attention_mask[:, :0]
         self._valid = batch.attention_mask == 1
@@ -176,6 +194,14 @@ class _Decoding:
             merge=description.vision.merge,
         )
 
+    def shut(self) -> None:
+        """Close the gate for good: the calls compute what the unguarded model does."""
+        self._state["guard_state"] = np.ones(len(self._valid), np.int64)
+
+    def tell(self, heard: dict[str, Array]) -> None:
+        """Hand the guard, by layer, what it heard in another decoding."""
+        self.told = {name: heard[name.removeprefix(_TEXT)] for name in self.told}
+
     def call(self, embeds: Array, mask: Array, position_ids: Array) -> Array:
         """Feed S tokens, embeds [B, S, d] and mask [B, S]; returns logits [B, S, V]."""
         self._mask = np.concatenate([self._mask, mask], axis=1)
@@ -184,6 +210,7 @@ class _Decoding:
             "attention_mask": self._mask,
             "position_ids": np.ascontiguousarray(position_ids),
             **self._state,
+            **self.told,
         }
         logits = None
         for name, value in zip(self._outputs, self._session.run(None, feeds), strict=True):
@@ -193,6 +220,8 @@ class _Decoding:
                 self._state["past_key_values." + name.removeprefix("present.")] = value
             elif name == "guard_state_out":
                 self._state["guard_state"] = value
+            elif name.startswith(_HEARD):
+                self.heard[name.removeprefix(_HEARD)] = value
             else:
                 self._keep(name, np.asarray(value), mask.shape[1])
         if logits is None:

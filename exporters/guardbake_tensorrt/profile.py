@@ -84,6 +84,8 @@ class EngineProfile:
             return (*shape[:-2], batch, seq)
         if name == "guard_state":
             return (batch,)
+        if name.startswith("guard_text_") and len(shape) == 2:
+            return (batch, shape[1])
         if name.startswith("past_key_values.") and len(shape) == 4:
             return (batch, shape[1], past, shape[3])
         raise UnsupportedError(

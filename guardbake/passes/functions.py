@@ -171,19 +171,34 @@ def edit_inputs(edit: Edit) -> dict[str, np.ndarray]:
         low = low_rank(edit)
         middle = "scale" if low.middle.ndim == 1 else "mix"
         arrays = {"basis": low.basis, "offset": low.offset, middle: low.middle}
+        if edit.kind == "replace":
+            strength = np.array([edit.branches[0].strength])
+            arrays = {"basis": low.basis, "offset": low.offset, "strength": strength}
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def edit_function(
     name: str, edit: Edit, dtype: ir.DataType, gated: bool, opset: int
 ) -> ir.Function:
-    """(y [B,S,d], [open [B,S]], arrays of `edit_inputs`) -> edited [B,S,d] in y's dtype."""
-    op = _Body(["y", *(["open"] if gated else []), *edit_inputs(edit)])
+    """(y [B,S,d], [open [B,S]], arrays of `edit_inputs`) -> edited [B,S,d] in y's dtype.
+
+    For replace: (y, open, text [B,k], attention_mask [B,P+S], arrays) -> edited, and heard [B,k],
+    which is what a text-only call is asked for and the other calls are told as text.
+    """
+    told = ["text", "attention_mask"] if edit.kind == "replace" else []
+    op = _Body(["y", *(["open"] if gated else []), *told, *edit_inputs(edit)])
+    outputs: dict[str, ir.Value] = {}
     y = op("Cast", [op.inputs["y"]], {"to": ir.DataType.FLOAT})
     if edit.kind == "steer":
         change = op("Mul", [op.inputs["push"], op.inputs["strength"]])
     elif edit.kind == "astra":
         change = _away_from_push(op, y)
+    elif edit.kind == "replace":
+        z = op("Sub", [op("MatMul", [y, op.inputs["basis"]]), op.inputs["offset"]])
+        wanted = op("Mul", [op.inputs["text"], op.inputs["strength"]])
+        lacking = op("Sub", [op("Unsqueeze", [wanted, op.ints(1)]), z])
+        change = op("MatMul", [lacking, op("Transpose", [op.inputs["basis"]], {"perm": [1, 0]})])
+        outputs["heard"] = _at_last_token(op, z)
     else:
         change = _subspace_change(op, edit, y)
     edited = op("Add", [y, change])
@@ -194,7 +209,19 @@ def edit_function(
     if gated:
         open_ = op("Unsqueeze", [op.inputs["open"], op.ints(-1)])
         edited = op("Where", [open_, edited, op.inputs["y"]])
-    return op.function(name, {"edited": edited}, opset)
+    return op.function(name, {"edited": edited} | outputs, opset)
+
+
+def _at_last_token(op: _Body, z: ir.Value) -> ir.Value:
+    """z [B,S,k] at each row's last real token of this call, [B,k]; zeros where there is none."""
+    mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
+    start = op("Neg", [op("Shape", [z], {"start": 1, "end": 2})])
+    here = op("Slice", [mask, start, op.ints(_INT64_MAX), op.ints(1)])
+    rank = op("CumSum", [here, op.constant(1, np.int64)])
+    count = op("ReduceSum", [here, op.ints(1)], {"keepdims": 1})
+    last = op("And", [op("Equal", [rank, count]), op("Equal", [here, op.ints(1)])])
+    chosen = op("Where", [op("Unsqueeze", [last, op.ints(-1)]), z, op.constant(0.0, np.float32)])
+    return op("ReduceSum", [chosen, op.ints(1)], {"keepdims": 0})
 
 
 def _away_from_push(op: _Body, y: ir.Value) -> ir.Value:

@@ -3,7 +3,9 @@
 Requires: located sites with known dtype, an `attention_mask` input for gated profiles, and a graph
 that carries no guard yet. Leaves: the same graph with the sensor, the gate and one edit a site; a
 `sequence` guard adds the input `guard_state` [B] int64 and the output `guard_state_out`; gated
-profiles add the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool.
+profiles add the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool. A `replace` edit
+adds the input `guard_text_<layer>` [B, k] float32 and the output `guard_heard_<layer>` [B, k]: feed
+the prompt without its images and `guard_state` closed, and what is heard is the prompt's text.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from guardbake.passes.functions import (
     token_gate_function,
 )
 from guardbake.passes.locate import Found, locate
+from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Sensor
 
 DIGEST_KEY = "guardbake.guard"
@@ -71,7 +74,7 @@ class InsertGuard:
             nodes += [score_node, gate_node]
             open_ = gate_node.outputs[0]
         for edit in spec.edits:
-            nodes.append(self._edit(model, found[edit.site].value, edit, open_, opset))
+            nodes.append(self._edit(model, found[edit.site].value, edit, open_, mask, opset))
         model.opset_imports[DOMAIN] = 1
         model.metadata_props[DIGEST_KEY] = spec.digest
         return InsertReport(tuple(str(node.name) for node in nodes), tuple(found.values()))
@@ -119,7 +122,7 @@ class InsertGuard:
         node = self._call(model, sensor_function(name, opset), inputs, f"{base}/sensor")
         node.metadata_props[SITE_KEY] = str(sensor.site)
         score = node.outputs[0]
-        _describe(score, ir.DataType.FLOAT, _tokens_of(x))
+        _describe(score, ir.DataType.FLOAT, _sizes(x))
         _producer(x).graph.insert_after(_producer(x), node)  # type: ignore[union-attr]
         _expose(model, score, SCORE_OUT)
         return node
@@ -128,7 +131,7 @@ class InsertGuard:
         graph, score = model.graph, score_node.outputs[0]
         base = f"guardbake/gate/{self.tag}"
         if self.spec.profile == "sequence":
-            batch = _tokens_of(mask)[0]
+            batch = _sizes(mask)[0]
             state = ir.val(STATE_IN, ir.DataType.INT64, [batch])
             graph.inputs.append(state)
             function = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
@@ -138,25 +141,35 @@ class InsertGuard:
         else:
             function = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
             node = self._call(model, function, [score, mask], base)
-        _describe(node.outputs[0], ir.DataType.BOOL, _tokens_of(score))
+        _describe(node.outputs[0], ir.DataType.BOOL, _sizes(score))
         graph.insert_after(score_node, node)
         _expose(model, node.outputs[0], OPEN_OUT)
         return node
 
     def _edit(
-        self, model: ir.Model, y: ir.Value, edit: Edit, open_: ir.Value | None, opset: int
+        self,
+        model: ir.Model,
+        y: ir.Value,
+        edit: Edit,
+        open_: ir.Value | None,
+        mask: ir.Value | None,
+        opset: int,
     ) -> ir.Node:
         assert y.dtype is not None
         users = [use for use in y.uses() if use.node.domain != DOMAIN]
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         base = f"guardbake/{edit.site}/{self.tag}"
         gate = [] if open_ is None else [open_]
-        inputs = [y, *gate, *self._register(model, base, edit_inputs(edit))]
+        told = self._told(model.graph, edit, mask)
+        inputs = [y, *gate, *told, *self._register(model, base, edit_inputs(edit))]
         function = edit_function(name, edit, y.dtype, bool(gate), opset)
         node = self._call(model, function, inputs, f"{base}/edit")
         node.metadata_props[SITE_KEY] = str(edit.site)
         edited = node.outputs[0]
         edited.dtype, edited.shape = y.dtype, y.shape
+        if told:
+            _describe(node.outputs[1], ir.DataType.FLOAT, _sizes(told[0]))
+            _expose(model, node.outputs[1], heard_output(edit.site))
         after = [_producer(y), *(_producer(value) for value in gate)]
         anchor = max(after, key=list(model.graph).index)
         model.graph.insert_after(anchor, node)
@@ -166,6 +179,15 @@ class InsertGuard:
             if output is y:
                 model.graph.outputs[index] = edited
         return node
+
+    def _told(self, graph: ir.Graph, edit: Edit, mask: ir.Value | None) -> list[ir.Value]:
+        """What an edit replace is fed besides y: the text-only coordinates, and the mask."""
+        if edit.kind != "replace" or mask is None:
+            return []
+        rank = edit.branches[0].basis.shape[1]
+        text = ir.val(text_input(edit.site), ir.DataType.FLOAT, [_sizes(mask)[0], rank])
+        graph.inputs.append(text)
+        return [text, mask]
 
     def _register(
         self, model: ir.Model, base: str, arrays: dict[str, np.ndarray]
@@ -211,8 +233,18 @@ def _producer(value: ir.Value) -> ir.Node:
     return node
 
 
-def _tokens_of(value: ir.Value) -> list[int | str | None]:
-    """[batch, sequence] as `value` spells them."""
+def text_input(site: Site) -> str:
+    """The graph input that takes an edit replace's text-only coordinates."""
+    return f"guard_text_{site.layer}"
+
+
+def heard_output(site: Site) -> str:
+    """The graph output that gives the coordinates of a call's last token."""
+    return f"guard_heard_{site.layer}"
+
+
+def _sizes(value: ir.Value) -> list[int | str | None]:
+    """The first two sizes as `value` spells them: [batch, sequence] of most."""
     dims = list(value.shape)[:2] if value.shape is not None else ["batch", "sequence"]
     return [dim.value if isinstance(dim, ir.SymbolicDim) else dim for dim in dims]
 

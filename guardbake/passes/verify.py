@@ -21,7 +21,16 @@ from guardbake.passes.functions import (
     sequence_gate_function,
     token_gate_function,
 )
-from guardbake.passes.insert import DIGEST_KEY, FOLD_KEY, OPEN_OUT, SCORE_OUT, STATE_IN, STATE_OUT
+from guardbake.passes.insert import (
+    DIGEST_KEY,
+    FOLD_KEY,
+    OPEN_OUT,
+    SCORE_OUT,
+    STATE_IN,
+    STATE_OUT,
+    heard_output,
+    text_input,
+)
 from guardbake.passes.locate import locate
 from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Sensor
@@ -96,33 +105,37 @@ class VerifyGuard:
         self._check_arrays(sensor_node, base, _sensor_arrays(sensor), skip=1)
         self._check_reads(sensor_node, 0, self._locate(model, sensor.site))
         gate = calls[f"guardbake/gate/{self.tag}"]
-        wanted = [sensor_node.outputs[0].name, "attention_mask"]
+        wanted = ["attention_mask"]
         if self.spec.profile == "sequence":
             body = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
             wanted.append(STATE_IN)
         else:
             body = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
         self._check_body(model, gate, body)
-        names = [value.name if value is not None else None for value in gate.inputs]
-        if names != wanted:
-            self._refuse(f"gate inputs {names}", f"gate inputs {wanted}")
+        if len(gate.inputs) != 1 + len(wanted):
+            self._refuse(f"a gate of {len(gate.inputs)} inputs", f"{1 + len(wanted)} inputs")
         self._check_reads(gate, 0, sensor_node.outputs[0])
-        self._check_fed(gate)
+        self._check_fed(gate.inputs[1:], wanted)
         self._check_outputs(model, (sensor_node.outputs[0], *gate.outputs))
         return gate.outputs[0]
 
-    def _check_fed(self, gate: ir.Node) -> None:
-        """What the gate knows of the call comes from the caller, and from the caller alone."""
-        for value in gate.inputs[1:]:
-            if value is None or not value.is_graph_input() or value.is_initializer():
-                name = None if value is None else value.name
+    def _check_fed(self, values: Sequence[ir.Value | None], names: Sequence[str]) -> None:
+        """What the guard knows of the call comes from the caller, and from the caller alone."""
+        for value, name in zip(values, names, strict=True):
+            found = None if value is None else value.name
+            if value is None or found != name:
+                self._refuse(f"the guard reading {found}", f"the guard reading {name}")
+            if not value.is_graph_input() or value.is_initializer():
                 self._refuse(f"{name} computed or preset in the graph", "an input of the graph")
 
     def _check_outputs(self, model: ir.Model, values: Sequence[ir.Value]) -> None:
         """Score, open and state are seen outside under their names, as the guard computed them."""
         for name, value in zip((SCORE_OUT, OPEN_OUT, STATE_OUT), values, strict=False):
-            if value.name != name or not any(out is value for out in model.graph.outputs):
-                self._refuse(f"no graph output {name} of the guard's own", "an observable guard")
+            self._check_output(model, value, name)
+
+    def _check_output(self, model: ir.Model, value: ir.Value, name: str) -> None:
+        if value.name != name or not any(out is value for out in model.graph.outputs):
+            self._refuse(f"no graph output {name} of the guard's own", "an observable guard")
 
     def _check_edit(
         self,
@@ -139,9 +152,14 @@ class VerifyGuard:
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         dtype = y.dtype or ir.DataType.FLOAT
         self._check_body(model, node, edit_function(name, edit, dtype, opens is not None, opset))
-        self._check_arrays(node, base, edit_inputs(edit), skip=1 if opens is None else 2)
+        told = [text_input(edit.site), "attention_mask"] if edit.kind == "replace" else []
+        fixed = 1 if opens is None else 2
+        self._check_arrays(node, base, edit_inputs(edit), skip=fixed + len(told))
         if opens is not None:
             self._check_reads(node, 1, opens)
+        if told:
+            self._check_fed(node.inputs[fixed : fixed + 2], told)
+            self._check_output(model, node.outputs[1], heard_output(edit.site))
         for use in y.uses():
             if use.node not in calls.values():
                 self._refuse(

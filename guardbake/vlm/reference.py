@@ -6,13 +6,14 @@ are gone after it. The graph rewriting never sees this code and this code never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from guardbake.errors import UsageError
 from guardbake.site import Site
 from guardbake.spec import Branch, Edit, GuardSpec
 
@@ -27,6 +28,7 @@ class TorchGuard:
     verdict from call to call (-n undecided until real token n, 0 undecided until the end of the
     call, 1 closed, 2 open). After a call: `score` [B, S] in float32 or wider, `open` [B, S] bool
     and `edited[site]` [B, S, d] are what the guard saw and did; without a sensor score is None.
+    A guard with `replace` edits wants `hear` before its first call.
     """
 
     def __init__(self, spec: GuardSpec, state: Tensor) -> None:
@@ -36,6 +38,7 @@ class TorchGuard:
         self.score: Tensor | None = None
         self.open: Tensor | None = None
         self.edited: dict[Site, Tensor] = {}
+        self.text: dict[Site, Tensor] = {}
         self._edits = [(edit, _EditTensors(edit)) for edit in spec.edits]
         if spec.sensor is not None:
             self._direction = torch.tensor(spec.sensor.direction)
@@ -80,10 +83,22 @@ class TorchGuard:
         self.state[row] = OPEN if verdict else CLOSED
         return real & (position >= end) if verdict else torch.zeros_like(real)
 
+    @property
+    def text_sites(self) -> list[Site]:
+        """Where `hear` wants rows."""
+        return [edit.site for edit in self.spec.edits if edit.kind == "replace"]
+
+    def hear(self, rows: Mapping[Site, Tensor]) -> None:
+        """Keep what the text-only pass said: unguarded FFN outputs of its last token, [B, d]."""
+        for edit, tensors in self._edits:
+            if edit.kind == "replace":
+                self.text[edit.site] = tensors.branches[0].coordinates(_wide(rows[edit.site]))
+
     def edit(self, edit: Edit, tensors: _EditTensors, y: Tensor) -> Tensor:
         """y [B, S, d] with the edit where the gate is open, in y's dtype."""
         full = torch.finfo(y.dtype)
-        edited = tensors.apply(edit, _wide(y)).clamp(full.min, full.max).to(y.dtype)
+        text = self.text.get(edit.site)
+        edited = tensors.apply(edit, _wide(y), text).clamp(full.min, full.max).to(y.dtype)
         if self.open is not None:
             edited = self.where_open(edited, y)
         self.edited[edit.site] = edited
@@ -120,14 +135,16 @@ class _EditTensors:
         self.reference = None if edit.reference is None else torch.tensor(edit.reference)
         self.branches = [_BranchTensors(branch) for branch in edit.branches]
 
-    def apply(self, edit: Edit, y: Tensor) -> Tensor:
-        """The edit with the gate open, y [B, S, d] float32 or float64."""
+    def apply(self, edit: Edit, y: Tensor, text: Tensor | None) -> Tensor:
+        """The edit with the gate open, y [B, S, d] float32 or float64; text [B, k] for replace."""
         if self.push is not None:
             return y + edit.strength * self._push(self.push.to(y.dtype), y)
         if edit.fusion == "sequential":
             for branch in self.branches:
                 y = y - branch.part(y)
             return y
+        if edit.kind == "replace":
+            return self._replaced(self.branches[0], y, text, edit.site)
         parts = [branch.part(y) for branch in self.branches]
         if edit.kind == "add":
             return y + parts[0]
@@ -137,6 +154,19 @@ class _EditTensors:
         total = sizes[0] + sizes[1] + EPS
         weighted: Tensor = (sizes[0] / total) * parts[0] + (sizes[1] / total) * parts[1]
         return y - weighted
+
+    def _replaced(
+        self, branch: _BranchTensors, y: Tensor, text: Tensor | None, site: Site
+    ) -> Tensor:
+        if text is None:
+            raise UsageError(
+                found="no text-only pass",
+                expected="the rows of one, given to TorchGuard.hear",
+                where=f"the edit at {site}",
+                remedy="run the requests without their images first",
+            )
+        wanted = branch.alpha * text.to(y.dtype)[:, None] - branch.coordinates(y)
+        return y + wanted @ branch.basis.to(y.dtype).T
 
     def _push(self, push: Tensor, y: Tensor) -> Tensor:
         """The change at strength 1: a constant, or with a reference ASTRA's (arXiv 2411.16721)."""
@@ -156,13 +186,16 @@ class _BranchTensors:
         self.alpha = float(branch.strength)
         self.gains = None if branch.gains is None else torch.tensor(branch.gains)
 
+    def coordinates(self, y: Tensor) -> Tensor:
+        """z = (y - mu) Q in y's dtype."""
+        return (y - self.centre.to(y.dtype)) @ self.basis.to(y.dtype)
+
     def part(self, y: Tensor) -> Tensor:
         """What the branch takes out of y, in y's dtype: alpha (gains * z) Q^T."""
-        basis = self.basis.to(y.dtype)
-        z = (y - self.centre.to(y.dtype)) @ basis
+        z = self.coordinates(y)
         if self.gains is not None:
             z = z * self.gains.to(y.dtype)
-        part: Tensor = self.alpha * z @ basis.T
+        part: Tensor = self.alpha * z @ self.basis.to(y.dtype).T
         return part
 
 

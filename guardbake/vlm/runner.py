@@ -6,9 +6,10 @@ compared with something independent of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from guardbake.plugins import Trace, first_end
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.load import Vlm
-from guardbake.vlm.reference import TorchGuard
+from guardbake.vlm.reference import TorchGuard, on_site
 
 Array = npt.NDArray[Any]
 Pick = Callable[[Tensor, int], Tensor]
@@ -36,11 +37,15 @@ def tap_name(site: Site) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T]."""
+    """Ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T].
+
+    words: [B, T] bool, the real tokens that are no image's.
+    """
 
     embeds: Tensor
     positions: Tensor
     mask: Tensor
+    words: Tensor
 
 
 def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
@@ -66,7 +71,7 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
         )
     else:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Prompt(embeds, positions, mask)
+    return Prompt(embeds, positions, mask, mask.bool() & ~torch.from_numpy(batch.image_mask))
 
 
 class Session:
@@ -77,11 +82,11 @@ class Session:
         self.prompt = prompt
         self.cache = DynamicCache()
         self.fed = 0
-        self.guard = None if spec is None else TorchGuard(spec, -prompt.mask.sum(1))
         self._decoder: nn.Module = vlm.model.get_submodule(vlm.family.decoder)
         self._head: nn.Module = vlm.model.get_submodule(vlm.family.head)
         last = prompt.positions.amax(-1, keepdim=True)
         self._next = last.amax(0, keepdim=True).expand_as(last) if last.ndim == 3 else last
+        self.guard = self._guard(spec)
 
     def guarded(self) -> AbstractContextManager[object]:
         """The guard's hooks, while open; nothing for an unguarded session."""
@@ -120,7 +125,40 @@ class Session:
         if self.fed > to:
             self.cache.crop(to - self.fed)  # a negative number: how many to drop
         self.fed = to
-        self.guard = None if spec is None else TorchGuard(spec, -self.prompt.mask.sum(1))
+        self.guard = self._guard(spec)
+
+    def _guard(self, spec: GuardSpec | None) -> TorchGuard | None:
+        """A guard that has seen nothing of the prompt but, if it asks for it, its text alone."""
+        if spec is None:
+            return None
+        guard = TorchGuard(spec, -self.prompt.mask.sum(1))
+        if guard.text_sites:
+            guard.hear(self._text_only(guard.text_sites))
+        return guard
+
+    @torch.no_grad()
+    def _text_only(self, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """Rows [B, d] of the last token, the prompt's image tokens left out, unguarded."""
+        words, layers = self.prompt.words, self.vlm.model.get_submodule(self.vlm.family.layers)
+        assert isinstance(layers, nn.ModuleList)
+        # a stable sort puts them to the right in their order: left padding again
+        order = words.long().argsort(dim=1, stable=True)[:, -int(words.sum(1).max()) :]
+        mask = words.gather(1, order).long()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        rows: dict[Site, Tensor] = {}
+        with ExitStack() as stack:
+            for site in sites:
+                see = partial(_keep_last, rows, site)
+                stack.enter_context(on_site(layers, self.vlm.family.feed_forward, site, see))
+            self._decoder(
+                inputs_embeds=self.prompt.embeds.gather(
+                    1, order[..., None].expand(-1, -1, self.prompt.embeds.shape[-1])
+                ),
+                attention_mask=mask,
+                position_ids=positions.expand(*self.prompt.positions.shape[:-2], -1, -1),
+                use_cache=False,
+            )
+        return rows
 
     def _call(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         if self.guard is not None:
@@ -135,6 +173,10 @@ class Session:
         self.fed += embeds.shape[1]
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+
+def _keep_last(rows: dict[Site, Tensor], site: Site, x: Tensor) -> None:
+    rows[site] = x[:, -1]
 
 
 @contextmanager

@@ -40,6 +40,7 @@ CASES: list[tuple[Profile, str]] = [
     ("sequence", "care"),
     ("sequence", "project"),
     ("sequence", "add"),
+    ("sequence", "replace"),
     ("sequence", "steer"),
 ]
 
@@ -57,7 +58,7 @@ def _guard_for(
         edits=(2, 4),
         strength=2.0,
         threshold=0.0,
-        gains=True,
+        gains=case[1] != "replace",
     )
     return spec
 

@@ -49,7 +49,11 @@ class Toy:
             opened = _gate(spec, Site(layer, "ffn_output"), y, feeds, out, opened)
             for edit in spec.edits:
                 if edit.site.layer == layer:
-                    y = law.gated(y, law.edited(y, edit), opened)
+                    text = feeds.get(f"guard_text_{layer}")
+                    if edit.kind == "replace":
+                        z = law.coordinates(y, edit.branches[0])
+                        out[f"guard_heard_{layer}"] = _at_last_real(z, feeds["attention_mask"])
+                    y = law.gated(y, law.edited(y, edit, text), opened)
             hidden = hidden + y
             opened = _gate(spec, Site(layer, "residual"), hidden, feeds, out, opened)
         return {"logits": hidden, **out}
@@ -74,6 +78,15 @@ def _gate(
             out["guard_score"], feeds["attention_mask"], feeds["guard_state"]
         )
     return out["guard_open"]
+
+
+def _at_last_real(z: Array, mask: Array) -> Array:
+    """z [B, S, k] at each row's last real token of this call; zeros where there is none."""
+    out = np.zeros_like(z[:, 0])
+    for row, real in enumerate(mask[:, -z.shape[1] :]):
+        if real.any():
+            out[row] = z[row, np.flatnonzero(real)[-1]]
+    return out
 
 
 def build_toy(

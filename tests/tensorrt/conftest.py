@@ -163,7 +163,7 @@ def make_guarded(plain: Path, guard: Callable[..., GuardSpec]) -> MakeGuarded:
                 layers=LAYERS,
                 sensor=Site(0, "ffn_output"),
                 edits=(0, 1),
-                gains=True,
+                gains=kind != "replace",
             )
             for kind in kinds
         )

@@ -75,6 +75,7 @@ def test_the_record_survives_json(record: tuple[EngineRecord, Path]) -> None:
         ("always", ("project", "care parallel")),
         ("token", ("astra", "add")),
         ("sequence", ("care sequential", "project")),
+        ("sequence", ("replace", "replace")),
     ],
 )
 def test_every_gate_and_every_edit_compiles(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from guardbake import semantics as law
+from guardbake.errors import UsageError
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.catalog import models_root
@@ -24,6 +25,7 @@ from guardbake.vlm.reference import TorchGuard, on_site
 KINDS = ("care", "care parallel", "care sequential", "project", "add", "steer", "astra")
 PROFILES = ("always", "token", "sequence")
 WIDTH, LAYERS = 128, 6
+TEXT_SITES = [Site(2, "ffn_output"), Site(4, "ffn_output")]
 SHAPE = {"width": WIDTH, "layers": LAYERS, "sensor": Site(1, "residual"), "edits": (2, 4)}
 # The same numbers in torch and in numpy, in another order of summation: d products of numbers up
 # to `scale`, each with a relative error of 2**-24, and some margin for the norms and the fusion.
@@ -127,6 +129,29 @@ def test_the_reference_computes_the_law(
         got = reference.edited[edit.site].numpy()
         assert np.abs(got - expected).max() < NOISE * scale
         assert np.abs(expected - y).max() > 1e3 * NOISE * scale  # the edit is no noise
+        assert (got[~opened] == y[~opened]).all()
+
+
+def test_replace_puts_in_what_the_text_said(vlm: Vlm, guard: Any) -> None:
+    spec = guard("sequence", "replace", strength=0.7, threshold=0.0, **SHAPE)
+    reference = TorchGuard(spec, -inputs()[1].sum(1))
+    with pytest.raises(UsageError, match="text-only"):
+        forward(vlm, reference)
+    reference = TorchGuard(spec, -inputs()[1].sum(1))
+    rng = np.random.default_rng(0)
+    rows = {site: rng.standard_normal((4, WIDTH)).astype(np.float32) for site in TEXT_SITES}
+    assert reference.text_sites == list(rows)
+    reference.hear({site: torch.from_numpy(row) for site, row in rows.items()})
+    seen = forward(vlm, reference)
+    _, opened, _ = open_by_law(spec, seen)
+    assert 0 < opened.sum() < opened.size
+    for edit in spec.edits:
+        y, branch = seen[edit.site], edit.branches[0]
+        text = law.coordinates(rows[edit.site], branch)
+        expected = law.gated(y, law.edited(y, edit, text), opened)
+        got = reference.edited[edit.site].numpy()
+        assert np.abs(got - expected).max() < NOISE * 10  # rows and centres reach 4
+        assert np.abs(expected - y).max() > 0.1
         assert (got[~opened] == y[~opened]).all()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from guardbake.batch import Batch
+from guardbake import semantics as law
+from guardbake.batch import Batch, without_images
 from guardbake.plugins import Trace
 from guardbake.samples.typography import blank, draw_cells, pieces_of
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
+from guardbake.vlm.capture import recorded
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.runner import Session, TorchRunner, decode, end_ids, prepare, tap_name
@@ -209,6 +213,41 @@ def test_the_state_is_decided_by_the_prompt(vlm: Vlm, guard: Any) -> None:
     assert open_.guard_open[:, width - 1 :].all()
     assert open_.guard_open.shape[1] == width + open_.tokens.shape[1] - 1
     same(shut, TorchRunner(vlm, None).run(batch, STEPS))
+
+
+def test_the_text_only_pass_is_the_prompt_without_its_images(vlm: Vlm, guard: Any) -> None:
+    """The reference picks words from embeddings; the batch's own rendering goes by token ids."""
+    config = vlm.model.config.get_text_config()
+    site = Site(EDITED, "ffn_output")
+    spec = guard(
+        "sequence",
+        "replace",
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        sensor=SENSOR,
+        edits=(EDITED,),
+    )
+    batch = mixed(vlm)
+    session = Session(vlm, prepare(vlm, batch), spec)
+    words = without_images(batch)
+    assert (words.prompt_lengths == batch.prompt_lengths - batch.image_mask.sum(1)).all()
+    alone = Session(vlm, prepare(vlm, words), None)
+    with torch.no_grad():
+        seen = recorded(vlm, [site], partial(alone.feed, words.input_ids.shape[1]))
+    said = law.coordinates(seen[site][:, -1].numpy(), spec.edits[0].branches[0])
+    assert session.guard is not None
+    assert np.abs(session.guard.text[site].numpy() - said).max() < NOISE
+    with torch.no_grad():
+        shown = recorded(vlm, [site], alone_with_images(vlm, batch))
+    own = law.coordinates(shown[site][:, -1].numpy(), spec.edits[0].branches[0])
+    far = np.abs(own - said).max(axis=1)
+    assert far[0] < NOISE  # no picture to leave out
+    assert far[1:].min() > 10 * NOISE
+
+
+def alone_with_images(vlm: Vlm, batch: Batch) -> Callable[[], object]:
+    session = Session(vlm, prepare(vlm, batch), None)
+    return partial(session.feed, batch.input_ids.shape[1])
 
 
 def test_the_state_is_negative_until_the_prompt_ends(vlm: Vlm, guard: Any) -> None:
