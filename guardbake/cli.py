@@ -139,6 +139,18 @@ def apply(
 
 
 @app.command()
+def evaluate(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
+    """Ask rivals and guard every attack and every harmless family; run again to go on."""
+    from guardbake.evaluate.writeup import to_markdown
+    from guardbake.evaluation import evaluate as run
+    from guardbake.steps.doctor import examine, require
+
+    require(examine(out.parent))
+    print(to_markdown(run(recipe, out, reporter_for(progress.value))))
+    print(f"evaluation: {out}")
+
+
+@app.command()
 def parity(bundle: Bundle, as_json: AsJson = False) -> None:
     """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers."""
     from guardbake.plugins import find_runner

@@ -9,21 +9,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from guardbake.component import Kind, Part
 from guardbake.errors import RecipeError
+from guardbake.recipe_evaluate import EvaluateSection
+from guardbake.section import Count, Layer, Positive, Share
+from guardbake.section import Section as _Section
 from guardbake.semantics import Fusion
 from guardbake.spec import Modality, Profile
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Layer = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(_Section):
@@ -53,7 +47,7 @@ class SamplesSection(_Section):
     held_out: attack families that must stand in the test split alone, as `Prompt.family` has them.
     """
 
-    held_out: list[str] = []
+    held_out: list[str] = Field(default_factory=list)
     typography: TypographySection
     fit: SplitSection
     validation: SplitSection = Field(alias="validate")
@@ -159,7 +153,7 @@ class FitSection(_Section):
     candidates: list[CandidateSection] = Field(min_length=1)
     compliant: list[str] = Field(min_length=1)
     refusing: list[str] = Field(min_length=1)
-    captions: list[str] = []
+    captions: list[str] = Field(default_factory=list)
     tokens: Annotated[int, Field(ge=12)]
     harmless_rise: Share
     degenerate: Share
@@ -251,6 +245,7 @@ class Recipe(_Section):
     model: ModelSection
     samples: SamplesSection
     diagnose: DiagnoseSection | None = None
+    evaluate: EvaluateSection | None = None
     fit: FitSection
     parity: ParitySection
     behaviour: BehaviourSection

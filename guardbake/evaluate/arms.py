@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guardbake.errors import UsageError
 from guardbake.samples import Sample
@@ -43,8 +43,8 @@ class Arm:
 
     @property
     def key(self) -> dict[str, str | None]:
-        """What the arm does, without its name: equal keys, equal answers."""
-        guard = None if self.spec is None else self.spec.digest
+        """What the arm does, without names and provenance: equal keys, equal answers."""
+        guard = None if self.spec is None else replace(self.spec, provenance={}).digest
         return {"guard": guard, "canned": self.canned, "preamble": self.preamble}
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 
 from guardbake.errors import UsageError
 from guardbake.evaluate.judges import Verdict
-from guardbake.evaluate.statistics import Pooled, Rate, holm, mcnemar_exact, pooled
+from guardbake.evaluate.statistics import Interval, Pooled, Rate, holm, mcnemar_exact, pooled
 from guardbake.samples import Label
 
 LABELS: tuple[Label, ...] = ("harmful", "harmless")
@@ -102,18 +102,20 @@ class Table:
 
     def to_markdown(self) -> str:
         """Arms by families for each label and verdict, then the paired changes."""
-        sampled = any(row.sampled for row in self.rows)
         parts = []
         for label in LABELS:
             for verdict in VERDICTS:
                 parts.append(self._wide(label, verdict, partial(_greedy, verdict)))
-            for verdict in VERDICTS if sampled else ():
-                title = f"{verdict}, mean over sampled runs"
-                parts.append(self._wide(label, title, partial(_over_runs, verdict)))
+            if any(row.sampled for row in self.rows):
+                for verdict in VERDICTS:
+                    title = f"{verdict}, mean over sampled runs"
+                    parts.append(self._wide(label, title, partial(_over_runs, verdict)))
         return "\n".join([*parts, self._changes()])
 
-    def _wide(self, label: Label, title: str, cell: Callable[[Row], str]) -> str:
+    def _wide(self, label: Label, title: str, cell: Callable[[Row], Rate | Interval]) -> str:
         rows = [row for row in self.rows if row.label == label]
+        if not any(cell(row).value for row in rows):
+            return f"**{label} prompts: {title}**: none in any cell.\n"
         families = list(dict.fromkeys(row.family for row in rows))
         lines = [
             f"**{label} prompts: {title}**",
@@ -122,7 +124,7 @@ class Table:
             "|---" * (len(families) + 1) + "|",
         ]
         for arm in dict.fromkeys(row.arm for row in rows):
-            cells = [cell(self.row(label, family, arm)) for family in families]
+            cells = [str(cell(self.row(label, family, arm))) for family in families]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
@@ -182,12 +184,12 @@ def _changed(group: Group, first: str, arm: str) -> tuple[Label, str, str, int, 
     return group.label, group.family, arm, gained, lost, mcnemar_exact(gained, lost)
 
 
-def _greedy(verdict: Verdict, row: Row) -> str:
-    return str(row.rates[verdict])
+def _greedy(verdict: Verdict, row: Row) -> Rate:
+    return row.rates[verdict]
 
 
-def _over_runs(verdict: Verdict, row: Row) -> str:
-    return str(row.sampled[verdict].over_runs)
+def _over_runs(verdict: Verdict, row: Row) -> Interval:
+    return row.sampled[verdict].over_runs
 
 
 def _check(group: Group, other: Group) -> None:

@@ -7,7 +7,7 @@ that no family's patch order is written down here twice, and are checked on one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,19 +82,25 @@ def pixel_path(vlm: Vlm, height: int, width: int) -> PixelPath:
     return path
 
 
-def as_seen(vlm: Vlm, image: Image.Image) -> Bytes:
-    """The image after the processor's own resizing and cropping, [h, w, 3] of 8 bit.
+def as_seen(vlm: Vlm, images: Sequence[Image.Image]) -> list[Bytes]:
+    """The images after the processor's own resizing and cropping, [h, w, 3] of 8 bit each.
 
-    Shown again, it is not resized any more. Raises UnsupportedError as `pixel_path` does.
+    Shown again, they are not resized any more. Raises UnsupportedError as `pixel_path` does.
     """
-    batch = collate(vlm.processor, vlm.image_token_id, [("", image)])
-    assert batch.pixel_values is not None
-    if batch.image_grid_thw is None:
-        height, width = batch.pixel_values.shape[-2:]
-    else:
-        patch = int(vlm.processor.image_processor.patch_size)
-        height, width = (int(n) * patch for n in batch.image_grid_thw[0, 1:])
-    return pixel_path(vlm, height, width).picture(torch.from_numpy(batch.pixel_values))
+    paths: dict[tuple[int, int], PixelPath] = {}
+    out = []
+    for image in images:
+        batch = collate(vlm.processor, vlm.image_token_id, [("", image)])
+        assert batch.pixel_values is not None
+        if batch.image_grid_thw is None:
+            height, width = batch.pixel_values.shape[-2:]
+        else:
+            patch = int(vlm.processor.image_processor.patch_size)
+            height, width = (int(n) * patch for n in batch.image_grid_thw[0, 1:])
+        if (height, width) not in paths:
+            paths[height, width] = pixel_path(vlm, height, width)
+        out.append(paths[height, width].picture(torch.from_numpy(batch.pixel_values)))
+    return out
 
 
 def _index(

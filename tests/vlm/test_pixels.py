@@ -49,12 +49,12 @@ def test_every_pixel_has_a_gradient(vlm: Vlm) -> None:
 
 def test_an_image_is_seen_as_the_processor_resizes_it(vlm: Vlm) -> None:
     wide = Image.fromarray(noise(1, 130, 100)[0])
-    seen = as_seen(vlm, wide)
+    (seen,) = as_seen(vlm, [wide])
     again = processed(vlm, seen[None])
     shown = processed(vlm, np.asarray(wide)[None])
     assert again.shape == shown.shape
     assert np.abs(again - shown).max() <= 1.01 / 255  # half a level; they span [-1, 1]
-    assert (as_seen(vlm, Image.fromarray(seen)) == seen).all()
+    assert (as_seen(vlm, [Image.fromarray(seen)])[0] == seen).all()
 
 
 def test_a_size_that_is_resized_is_refused(vlm: Vlm) -> None:

@@ -1,0 +1,100 @@
+"""The section of a recipe that says what `guardbake evaluate` asks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from guardbake.section import Count, Positive, Section
+
+Level = Annotated[int, Field(ge=1, le=255)]
+Seed = Annotated[int, Field(ge=0)]
+BenignFamily = Literal["text", "blank", "natural", "photograph", "typographic", "published"]
+AttackFamily = BenignFamily | Literal["templates"]
+
+
+class ArmSection(Section):
+    """One row of the evaluation beside the undefended model.
+
+    guard: "fitted" for the guard that was chosen, or the name of a candidate of the sign test.
+    canned: said instead, whenever the guard's gate opens; its edits are unused. preamble: a
+    sentence before every request.
+    """
+
+    name: str = Field(min_length=1)
+    guard: str | None = None
+    canned: str | None = Field(default=None, min_length=1)
+    preamble: str = ""
+
+    @model_validator(mode="after")
+    def _defends(self) -> ArmSection:
+        if self.name == "undefended":
+            raise ValueError("undefended is a row already, the first")
+        if self.guard is None and not self.preamble:
+            raise ValueError("an arm needs a guard or a preamble")
+        if self.canned is not None and self.guard is None:
+            raise ValueError("canned needs a guard, whose gate asks for it")
+        return self
+
+
+class PgdSection(Section):
+    """Attacks on the image by projected gradient descent; eps and step in levels of 255.
+
+    base: the form whose image is perturbed. limit: harmful prompts attacked. eps: bounds of images
+    found on the undefended model, which serve every row; adaptive: of images found through each
+    row's own defence; universal: of one image for all prompts, found on `corpus` prompts of the fit
+    split. Searched for are the fit section's compliant turns.
+    """
+
+    base: Literal["blank", "natural", "typographic"]
+    limit: Count
+    batch_size: Count
+    steps: Count
+    step: Annotated[float, Field(gt=0.0, le=255.0)]
+    seed: Seed = 0
+    eps: list[Level] = Field(default_factory=list)
+    adaptive: list[Level] = Field(default_factory=list)
+    universal: list[Level] = Field(default_factory=list)
+    corpus: Count = 8
+
+
+class EvaluateSection(Section):
+    """What `guardbake evaluate` asks, and of whom.
+
+    tokens: new tokens a prompt. limit: prompts a family, of each label. attacks, benign: families
+    of harmful and of harmless prompts, see `steps.families`. lookalikes: sources among the harmless
+    ones that are counted apart. templates: a file of jailbreak templates, photographs: a folder of
+    pictures, both relative to the recipe. seeds: of the sampled runs beside the greedy one.
+    candidates: whether every candidate of the sign test is a row, too.
+    """
+
+    tokens: Annotated[int, Field(ge=12)]
+    limit: Count
+    attacks: list[AttackFamily] = Field(min_length=1)
+    benign: list[BenignFamily] = Field(min_length=1)
+    lookalikes: list[str] = Field(default_factory=list)
+    templates: str | None = None
+    photographs: str | None = None
+    seeds: list[Seed] = Field(default_factory=list)
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    arms: list[ArmSection] = Field(default_factory=list)
+    candidates: bool = False
+    pgd: PgdSection | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluateSection:
+        names = [arm.name for arm in self.arms]
+        for what, listed in (
+            ("arms", names), ("attacks", self.attacks), ("benign", self.benign),
+            ("seeds", self.seeds),
+        ):  # fmt: skip
+            if len(set(listed)) < len(listed):
+                raise ValueError(f"{what} must not name one twice")
+        if not names and not self.candidates:
+            raise ValueError("arms must name a rival of the undefended model")
+        for family, value in (("templates", self.templates), ("photograph", self.photographs)):
+            if (family in (*self.attacks, *self.benign)) != (value is not None):
+                raise ValueError(f"the family {family} and its path belong together")
+        return self
