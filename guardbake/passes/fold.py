@@ -6,7 +6,7 @@ without a bias gets one Add where the guard moves the origin. Nothing marks the 
 then: what was folded where stands in the graph's metadata, and only a comparison with the graph it
 was folded from can prove it (`VerifyFold`).
 
-With y' = y + (y Q - offset) M Q^T, the edit as `functions` writes it::
+With y' = y + (y Q - offset) M Q^T, the edit as `edits` writes it::
 
     W' = W + (W Q) M Q^T                    low rank in, small middle, low rank out; never d x d
     b' = b + (b Q - offset) M Q^T           a push p adds alpha p to b and leaves W
@@ -29,7 +29,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake.errors import UnsupportedError
-from guardbake.passes.functions import FLOAT16_MAX, low_rank
+from guardbake.passes.edits import FLOAT16_MAX, low_rank
 from guardbake.passes.insert import DIGEST_KEY, FOLD_KEY, refuse_guarded
 from guardbake.passes.locate import SCOPES, locate
 from guardbake.passes.projection import Projection, projection_of

@@ -1,28 +1,25 @@
-"""The guard's model-local functions: the law of `semantics`, written in ONNX operators.
+"""The guard's model-local functions, sensor and gates: the law of `semantics` in ONNX operators.
 
 Written from the law, never from the PyTorch reference. Every function computes in float32 whatever
-the model's dtype and casts back saturating. Arrays are inputs, so that they stand in the stored
-file as initialisers that a reader can find.
+the model's dtype. Arrays are inputs, so that they stand in the stored file as initialisers that a
+reader can find.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from guardbake.semantics import CLOSED, EPS, OPEN, UNDECIDED
-from guardbake.spec import Edit
+from guardbake.semantics import CLOSED, OPEN, UNDECIDED
 
 DOMAIN = "guardbake"
-FLOAT16_MAX = 65504.0
 MIN_OPSET = 18  # from here on every reduction takes its axes as an input
-_INT64_MAX = np.iinfo(np.int64).max
+INT64_MAX = np.iinfo(np.int64).max
 
 
-class _Body:
+class Body:
     """Collects the nodes of one function."""
 
     def __init__(self, inputs: Sequence[str]) -> None:
@@ -68,26 +65,26 @@ class _Body:
 
 def sensor_function(name: str, opset: int) -> ir.Function:
     """(x [B,S,d], direction [d,1], centre [d], threshold []) -> score [B,S] float32."""
-    op = _Body(["x", "direction", "centre", "threshold"])
+    op = Body(["x", "direction", "centre", "threshold"])
     x = op("Cast", [op.inputs["x"]], {"to": ir.DataType.FLOAT})
     along = op("MatMul", [op("Sub", [x, op.inputs["centre"]]), op.inputs["direction"]])
     flat = op("Squeeze", [along, op.ints(-1)])
     return op.function(name, {"score": op("Sub", [flat, op.inputs["threshold"]])}, opset)
 
 
-def _real_tokens(op: _Body) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _real_tokens(op: Body) -> tuple[ir.Value, ir.Value, ir.Value]:
     """(rank [B,S] of each token of this call, real [B,S], total [B,1]) from the attention mask."""
     mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
     tokens = op("Shape", [op.inputs["score"]], {"start": 1, "end": 2})
     start = op("Neg", [tokens])
     rank = op("CumSum", [mask, op.constant(1, np.int64)])
-    window = [start, op.ints(_INT64_MAX), op.ints(1)]
+    window = [start, op.ints(INT64_MAX), op.ints(1)]
     ones = op("Slice", [mask, *window])
     total = op("ReduceSum", [mask, op.ints(1)], {"keepdims": 1})
     return op("Slice", [rank, *window]), op("Equal", [ones, op.ints(1)]), total
 
 
-def _score_opens(op: _Body) -> ir.Value:
+def _score_opens(op: Body) -> ir.Value:
     """[B,S] bool; a score that is not a number opens, as in the law."""
     zero = op.constant(0.0, np.float32)
     return op("Not", [op("LessOrEqual", [op.inputs["score"], zero])])
@@ -95,14 +92,14 @@ def _score_opens(op: _Body) -> ir.Value:
 
 def token_gate_function(name: str, opset: int) -> ir.Function:
     """(score [B,S], attention_mask [B,P+S]) -> open [B,S] bool."""
-    op = _Body(["score", "attention_mask"])
+    op = Body(["score", "attention_mask"])
     _, real, _ = _real_tokens(op)
     return op.function(name, {"open": op("And", [_score_opens(op), real])}, opset)
 
 
 def sequence_gate_function(name: str, opset: int) -> ir.Function:
     """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64."""
-    op = _Body(["score", "attention_mask", "state"])
+    op = Body(["score", "attention_mask", "state"])
     rank, real, total = _real_tokens(op)
     given = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
     here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.INT64}), op.ints(1)])
@@ -122,140 +119,3 @@ def sequence_gate_function(name: str, opset: int) -> ir.Function:
     open_ = op("And", [op("And", [real, from_end]), opened])
     flat = op("Squeeze", [state_out, op.ints(1)])
     return op.function(name, {"open": open_, "state_out": flat}, opset)
-
-
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """An edit's subspaces side by side, float64: basis [d, K], offset [K], middle [K] or [K, K].
-
-    offset is (mu_m Q_m) for each branch. What is added to y is (z middle) Q^T, z = y Q - offset:
-    middle holds alpha_m gains_m and the sign for each coordinate, or, where the second branch sees
-    what the first one left, the product of both.
-    """
-
-    basis: np.ndarray
-    offset: np.ndarray
-    middle: np.ndarray
-
-
-def low_rank(edit: Edit) -> LowRank:
-    """The subspaces of an edit that has branches."""
-    bases = [b.basis.astype(np.float64) for b in edit.branches]
-    gains = [
-        np.ones(b.basis.shape[1]) if b.gains is None else b.gains.astype(np.float64)
-        for b in edit.branches
-    ]
-    sign = 1.0 if edit.kind == "add" else -1.0
-    middle = sign * np.concatenate(
-        [b.strength * each for b, each in zip(edit.branches, gains, strict=True)]
-    )
-    if edit.fusion == "sequential":
-        first, second = np.split(middle, [bases[0].shape[1]])
-        middle = np.diag(middle)
-        middle[: len(first), len(first) :] = first[:, None] * (bases[0].T @ bases[1]) * second
-    offset = [b.centre.astype(np.float64) @ q for b, q in zip(edit.branches, bases, strict=True)]
-    return LowRank(np.concatenate(bases, axis=1), np.concatenate(offset), middle)
-
-
-def edit_inputs(edit: Edit) -> dict[str, np.ndarray]:
-    """The arrays an edit's function takes after y (and open), by input name, in order.
-
-    The branches of an edit stand side by side, so that the whole edit is one MatMul in and one
-    MatMul out (see `LowRank`).
-    """
-    if edit.push is not None:
-        arrays = {"push": edit.push, "strength": np.array([edit.strength])}
-        if edit.reference is not None:
-            arrays["reference"] = edit.reference
-    else:
-        low = low_rank(edit)
-        middle = "scale" if low.middle.ndim == 1 else "mix"
-        arrays = {"basis": low.basis, "offset": low.offset, middle: low.middle}
-        if edit.kind == "replace":
-            strength = np.array([edit.branches[0].strength])
-            arrays = {"basis": low.basis, "offset": low.offset, "strength": strength}
-    return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-
-def edit_function(
-    name: str, edit: Edit, dtype: ir.DataType, gated: bool, opset: int
-) -> ir.Function:
-    """(y [B,S,d], [open [B,S]], arrays of `edit_inputs`) -> edited [B,S,d] in y's dtype.
-
-    For replace: (y, open, text [B,k], attention_mask [B,P+S], arrays) -> edited, and heard [B,k],
-    which is what a text-only call is asked for and the other calls are told as text.
-    """
-    told = ["text", "attention_mask"] if edit.kind == "replace" else []
-    op = _Body(["y", *(["open"] if gated else []), *told, *edit_inputs(edit)])
-    outputs: dict[str, ir.Value] = {}
-    y = op("Cast", [op.inputs["y"]], {"to": ir.DataType.FLOAT})
-    if edit.kind == "steer":
-        change = op("Mul", [op.inputs["push"], op.inputs["strength"]])
-    elif edit.kind == "astra":
-        change = _away_from_push(op, y)
-    elif edit.kind == "replace":
-        z = op("Sub", [op("MatMul", [y, op.inputs["basis"]]), op.inputs["offset"]])
-        wanted = op("Mul", [op.inputs["text"], op.inputs["strength"]])
-        lacking = op("Sub", [op("Unsqueeze", [wanted, op.ints(1)]), z])
-        change = op("MatMul", [lacking, op("Transpose", [op.inputs["basis"]], {"perm": [1, 0]})])
-        outputs["heard"] = _at_last_token(op, z)
-    else:
-        change = _subspace_change(op, edit, y)
-    edited = op("Add", [y, change])
-    if dtype == ir.DataType.FLOAT16:
-        limits = [op.constant(sign * FLOAT16_MAX, np.float32) for sign in (-1, 1)]
-        edited = op("Clip", [edited, *limits])
-    edited = op("Cast", [edited], {"to": dtype})
-    if gated:
-        open_ = op("Unsqueeze", [op.inputs["open"], op.ints(-1)])
-        edited = op("Where", [open_, edited, op.inputs["y"]])
-    return op.function(name, {"edited": edited} | outputs, opset)
-
-
-def _at_last_token(op: _Body, z: ir.Value) -> ir.Value:
-    """z [B,S,k] at each row's last real token of this call, [B,k]; zeros where there is none."""
-    mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
-    start = op("Neg", [op("Shape", [z], {"start": 1, "end": 2})])
-    here = op("Slice", [mask, start, op.ints(_INT64_MAX), op.ints(1)])
-    rank = op("CumSum", [here, op.constant(1, np.int64)])
-    count = op("ReduceSum", [here, op.ints(1)], {"keepdims": 1})
-    last = op("And", [op("Equal", [rank, count]), op("Equal", [here, op.ints(1)])])
-    chosen = op("Where", [op("Unsqueeze", [last, op.ints(-1)]), z, op.constant(0.0, np.float32)])
-    return op("ReduceSum", [chosen, op.ints(1)], {"keepdims": 0})
-
-
-def _away_from_push(op: _Body, y: ir.Value) -> ir.Value:
-    """What ASTRA adds to y: -alpha clip(cos(y - r, v), 0, 1) ||y|| v."""
-    push, last = op.inputs["push"], op.ints(-1)
-    away = op("Sub", [y, op.inputs["reference"]])
-    toward = op("MatMul", [away, op("Unsqueeze", [push, last])])
-    length = op("ReduceL2", [away, last], {"keepdims": 1})
-    cosine = op("Div", [toward, op("Add", [length, op.constant(EPS, np.float32)])])
-    bounds = [op.constant(bound, np.float32) for bound in (0.0, 1.0)]
-    size = op("Mul", [op("Clip", [cosine, *bounds]), op("ReduceL2", [y, last], {"keepdims": 1})])
-    return op("Mul", [op("Neg", [op("Mul", [size, op.inputs["strength"]])]), push])
-
-
-def _subspace_change(op: _Body, edit: Edit, y: ir.Value) -> ir.Value:
-    """What is added to y: (weighted coordinates) Q^T."""
-    basis = op.inputs["basis"]
-    z = op("Sub", [op("MatMul", [y, basis]), op.inputs["offset"]])
-    if edit.fusion == "sequential":
-        scaled = op("MatMul", [z, op.inputs["mix"]])
-    else:
-        scaled = op("Mul", [z, op.inputs["scale"]])
-        if edit.kind == "care" and edit.fusion == "adaptive":
-            scaled = _weighted_by_size(op, edit, scaled)
-    return op("MatMul", [scaled, op("Transpose", [basis], {"perm": [1, 0]})])
-
-
-def _weighted_by_size(op: _Body, edit: Edit, scaled: ir.Value) -> ir.Value:
-    """Each branch's scaled coordinates times its share of their sizes, side by side again."""
-    parts, sizes, stop = [], [], 0
-    for branch in edit.branches:
-        start, stop = stop, stop + branch.basis.shape[1]
-        parts.append(op("Slice", [scaled, op.ints(start), op.ints(stop), op.ints(-1)]))
-        sizes.append(op("ReduceL2", [parts[-1], op.ints(-1)], {"keepdims": 1}))
-    total = op("Add", [op("Add", sizes), op.constant(EPS, np.float32)])
-    weighted = [op("Mul", [op("Div", [n, total]), p]) for n, p in zip(sizes, parts, strict=True)]
-    return op("Concat", weighted, {"axis": -1})

@@ -17,11 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from guardbake.errors import SiteError, UnsupportedError
+from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.functions import (
     DOMAIN,
     MIN_OPSET,
-    edit_function,
-    edit_inputs,
     sensor_function,
     sequence_gate_function,
     token_gate_function,

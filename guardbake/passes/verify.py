@@ -13,10 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from guardbake.errors import IntegrityError, SiteError
+from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.functions import (
     DOMAIN,
-    edit_function,
-    edit_inputs,
     sensor_function,
     sequence_gate_function,
     token_gate_function,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from guardbake import semantics as law
 from guardbake.errors import SiteError, UnsupportedError
-from guardbake.passes.functions import edit_function, edit_inputs
+from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
 from guardbake.spec import Branch, GuardSpec
