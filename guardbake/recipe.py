@@ -72,14 +72,15 @@ class SensorSection(_Section):
 class CandidateSection(_Section):
     """One family of edits for the sign test: every layer with every strength.
 
-    steer: gated push. remove, add: VLM-Guard with `rank` directions. care: CARE's subspaces.
+    steer: gated push. remove, add, replace: VLM-Guard with `rank` directions; replace needs a pass
+    over the text alone for every request. care: CARE's subspaces.
     together: one candidate edits all of `layers`, instead of one candidate a layer. The rest is
     CARE's: which branches; their fusion, and the visual one's share of a parallel fusion; what
     harmful pictures are held against; whether attribution picks the tokens; the share of each
     tail that is winsorised; whose numerics. rank and ridge "held-out": by `fit.selection`.
     """
 
-    edit: Literal["steer", "remove", "add", "care"]
+    edit: Literal["steer", "remove", "add", "replace", "care"]
     layers: list[Layer] = Field(min_length=1)
     strengths: list[Positive] = Field(min_length=1)
     together: bool = False

@@ -20,7 +20,7 @@ def test_fit_writes_the_guard_pack_alone(tmp_path: Path) -> None:
     assert spec.digest[:12] in done.stdout
     assert spec.profile == "sequence"
     lines = done.stdout.splitlines()
-    for edit in ("steer", "remove", "add", "care"):  # each was measured, and is shown
+    for edit in ("steer", "remove", "add", "replace", "care"):  # each was measured, and is shown
         assert any(f"  {edit} layer" in line and line[0] in "+-" for line in lines), edit
     assert any(line.endswith(f"{spec.provenance['chosen']}: may be written") for line in lines)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".guardbake", "guard.safetensors"]

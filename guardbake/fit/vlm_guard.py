@@ -1,7 +1,9 @@
-"""VLM-Guard's safety steering directions (arXiv 2502.10486) as `project` (remove) and `add` edits.
+"""VLM-Guard's safety steering directions (arXiv 2502.10486) as edits of three kinds.
 
-Fitted on the tensor that is edited, the FFN output. Which of the two helps is not assumed: plain
-removal is what refusal-removal tools do, and the sign test decides.
+`project` removes what lies along them, `add` amplifies it, `replace` puts what the same prompt's
+text alone has there in its place. Fitted on the tensor that is edited, the FFN output. Which of
+them helps is not assumed: plain removal is what refusal-removal tools do, and the sign test
+decides.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ WHERE = "safety directions"
 
 
 def safety_direction_edit(
-    anchors: Activations, layer: int, rank: int, kind: Literal["project", "add"]
+    anchors: Activations, layer: int, rank: int, kind: Literal["project", "add", "replace"]
 ) -> Edit:
     """One branch of the top `rank` singular vectors of paired differences, strength 1.
 

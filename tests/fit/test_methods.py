@@ -37,7 +37,7 @@ def test_the_push_is_the_mean_difference_of_the_text_form_on_the_residual(made: 
     assert edit.push[0] > 4  # towards harmful
 
 
-@pytest.mark.parametrize("kind", ["project", "add"])
+@pytest.mark.parametrize("kind", ["project", "add", "replace"])
 def test_vlm_guard_takes_paired_text_rows_at_the_ffn_output(made: Any, kind: Any) -> None:
     acts = made.activations({FFN: 5.0})
     edit = safety_direction_edit(acts, 1, 2, kind)
