@@ -16,14 +16,12 @@ from guardbake.evaluate.arms import Arm
 from guardbake.evaluate.attacks.compliance import Compliance
 from guardbake.evaluate.attacks.found import Found, Target, attack, load_found, save_found
 from guardbake.evaluate.attacks.pgd import Budget, search
-from guardbake.evaluate.attacks.surrogate import SoftGuard
 from guardbake.samples.natural import natural_picture
 from guardbake.samples.readers import read
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
-from guardbake.vlm.runner import Session, prepare
 
 SIDE, COUNT = 192, 6
 BUDGET = Budget(eps=16, steps=5, step=4, seed=0)
@@ -133,23 +131,25 @@ def test_a_canned_arm_is_attacked_at_its_gate_and_answers_unguarded(
     assert (one.score_after > 0).sum() < (one.score_before > 0).sum()
 
 
-@pytest.mark.parametrize("profile", ["sequence", "token"])
-def test_a_sharp_surrogate_is_the_guard(vlm: Vlm, spec: GuardSpec, profile: Any) -> None:
+@pytest.mark.parametrize(
+    ("profile", "kind"), [("sequence", "steer"), ("token", "steer"), ("sequence", "replace")]
+)
+def test_a_sharp_surrogate_is_the_guard(
+    vlm: Vlm, guard: Any, spec: GuardSpec, profile: str, kind: str
+) -> None:
     """... so that what is lowered is what is judged."""
-    some = target(Arm("guard", replace(spec, profile=profile)))
+    made = guard(profile, kind, width=128, layers=6, sensor=Site(2, "residual"), edits=(4,))
+    some = target(Arm("guard", replace(made, sensor=spec.sensor)))
     loss = Compliance(vlm, some.arm, some.texts, some.clean, some.turns)
-    batch = loss._batch
+    loss._unit = 1e-6
+    image = torch.from_numpy(some.clean) / 255
     with torch.no_grad():
-        prompt = prepare(vlm, batch)
-        hard, soft = (Session(vlm, prompt, some.arm.spec) for _ in range(2))
-        assert some.arm.spec is not None
-        soft.guard = SoftGuard(some.arm.spec, prompt.mask, 1e-6, edits=True)
-        logits = []
-        for session in (hard, soft):
-            with session.guarded():
-                session.feed(prompt.mask.shape[1])
-                logits.append(session.logits(session.step(torch.full((COUNT, 3), 9))))
-    assert float((logits[0] - logits[1]).abs().max()) < 1e-4
+        (soft, score), (hard, same) = (loss._run(image, soft=soft) for soft in (True, False))
+    assert score is not None
+    assert same is not None
+    assert 0 < int((score > 0).sum()) < COUNT
+    assert float((score - same).abs().max()) < 1e-4
+    assert float((soft - hard).abs().max()) < 1e-5
 
 
 def test_the_gradient_passes_through_gate_and_edit(vlm: Vlm, spec: GuardSpec) -> None:

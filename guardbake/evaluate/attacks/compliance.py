@@ -86,8 +86,10 @@ class Compliance:
         session = Session(self._vlm, prompt, self._arm.spec)
         spec, edits = self._arm.spec, self._arm.edits is not None
         gated = spec is not None and spec.sensor is not None
-        if spec is not None and gated and (soft or not edits):
-            session.guard = SoftGuard(spec, prompt.mask, WIDTH * self._unit, edits)
+        if session.guard is not None and gated and (soft or not edits):
+            heard = session.guard.text
+            session.guard = SoftGuard(session.guard.spec, prompt.mask, WIDTH * self._unit, edits)
+            session.guard.text = heard
         score = None
         with session.guarded():
             hidden = session.feed(prompt.mask.shape[1])[:, -1:]
