@@ -151,6 +151,24 @@ def evaluate(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressSt
 
 
 @app.command()
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders with records: a bundle, what diagnose and evaluate wrote."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The HTML page to write.")],
+    card: Annotated[Path | None, typer.Option(help="A Markdown model card to write, too.")] = None,
+) -> None:
+    """One page with the choice, the curves and the tables, from the records that are there."""
+    from guardbake.report.page import write_report
+
+    found = write_report(folders, out, card)
+    print(f"{', '.join(found.origin)}: {out}")
+    if found.missing:
+        print(f"not there: {', '.join(found.missing)}")
+
+
+@app.command()
 def parity(bundle: Bundle, as_json: AsJson = False) -> None:
     """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers."""
     from guardbake.plugins import find_runner

@@ -1,21 +1,26 @@
-"""Curves over layers as SVG files, the same bytes for the same numbers."""
+"""Curves, clouds and intervals as SVG files, the same bytes for the same numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from guardbake.errors import EnvironmentFault
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
+Target = Path | IO[bytes]
 # Okabe and Ito's colours, which colour-blind readers tell apart; one line style each besides.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _PANEL = (4.6, 3.2)  # inches
+_ROW = 0.24  # inches of height that one interval takes
+_LONGEST = 60  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,30 @@ class Curve:
     high: Sequence[float] | None = None
 
 
+@dataclass(frozen=True)
+class Cloud:
+    """Points (x, y) of one kind; joined: with a line through them, in their order. names: written
+    beside the points, one each, if any."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    joined: bool = False
+    names: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the interval around it, by the name of whatever has it."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
 def draw_curves(
-    path: Path,
+    target: Target,
     panels: Mapping[str, Sequence[Curve]],
     x_label: str,
     y_label: str,
@@ -40,24 +67,76 @@ def draw_curves(
 
     marked: x values to point out by vertical lines. Raises EnvironmentFault without matplotlib.
     """
-    figure = _figure(len(panels))
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for place, curve in enumerate(curves):
-            colour, style = _COLOURS[place % len(_COLOURS)], _STYLES[place % len(_STYLES)]
-            axis.plot(curve.x, curve.y, style, color=colour, label=curve.name, linewidth=1.4)
-            if curve.low is not None and curve.high is not None:
-                axis.fill_between(
-                    curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0
+    with _panels(target, list(panels), _PANEL[1], sharey=True) as axes:
+        for axis, curves in zip(axes, panels.values(), strict=True):
+            lines = []
+            for place, curve in enumerate(curves):
+                colour, style = _COLOURS[place % len(_COLOURS)], _STYLES[place % len(_STYLES)]
+                lines += axis.plot(curve.x, curve.y, style, color=colour, linewidth=1.4)
+                if curve.low is not None and curve.high is not None:
+                    axis.fill_between(
+                        curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0
+                    )
+            for x in marked:
+                axis.axvline(x, color="0.6", linewidth=0.8, zorder=0)
+            axis.axhline(0, color="0.3", linewidth=0.6, zorder=0)
+            axis.set_xlabel(x_label)
+            _legend(axis, lines, [curve.name for curve in curves])
+        axes[0].set_ylabel(y_label)
+
+
+def draw_clouds(
+    target: Target, panels: Mapping[str, Sequence[Cloud]], x_label: str, y_label: str
+) -> None:
+    """Panels of points side by side, each on axes of its own. Raises as `draw_curves`."""
+    with _panels(target, list(panels), _PANEL[1], sharey=False) as axes:
+        for axis, clouds in zip(axes, panels.values(), strict=True):
+            lines = []
+            for place, cloud in enumerate(clouds):
+                lines += axis.plot(
+                    cloud.x,
+                    cloud.y,
+                    _MARKERS[place % len(_MARKERS)] + ("-" if cloud.joined else ""),
+                    color=_COLOURS[place % len(_COLOURS)],
+                    markersize=3.5,
+                    alpha=1.0 if cloud.joined else 0.6,
+                    linewidth=1.0,
                 )
-        for x in marked:
-            axis.axvline(x, color="0.6", linewidth=0.8, zorder=0)
-        axis.axhline(0, color="0.3", linewidth=0.6, zorder=0)
-        axis.set_title(title)
-        axis.set_xlabel(x_label)
-        axis.legend(fontsize="small", frameon=False)
-    axes[0].set_ylabel(y_label)
-    _save(figure, path)
+                for x, y, name in zip(cloud.x, cloud.y, cloud.names, strict=False):
+                    axis.annotate(_shown(name), (x, y), (3, 3), "data", "offset points", size=5)
+            axis.set_xlabel(x_label)
+            _legend(axis, lines, [cloud.name for cloud in clouds])
+        axes[0].set_ylabel(y_label)
+
+
+def draw_intervals(
+    target: Target, panels: Mapping[str, Mapping[str, Sequence[Interval]]], x_label: str
+) -> None:
+    """Panels of intervals, grouped by the keys inside a panel. Raises as `draw_curves`.
+
+    All panels have the same groups in the same order; a group's intervals lie below its name.
+    """
+    rows = max(sum(1 + len(some) for some in groups.values()) for groups in panels.values())
+    with _panels(target, list(panels), 0.9 + _ROW * rows, sharey=True) as axes:
+        for axis, groups in zip(axes, panels.values(), strict=True):
+            labels = []
+            for group, intervals in groups.items():
+                labels.append(_shown(group))
+                for place, one in enumerate(intervals):
+                    colour, y = _COLOURS[place % len(_COLOURS)], len(labels)
+                    axis.plot([one.low, one.high], [y, y], "-", color=colour, linewidth=1.4)
+                    axis.plot(
+                        [one.value], [y], _MARKERS[place % len(_MARKERS)],
+                        color=colour, markersize=4,
+                    )  # fmt: skip
+                    labels.append(f"{_shown(one.name)}  ")
+            axis.set_yticks(range(len(labels)), labels, size="small")
+            for name, label in zip(labels, axis.get_yticklabels(), strict=True):
+                label.set_fontweight("normal" if name.endswith("  ") else "bold")
+            axis.tick_params(axis="y", length=0)
+            axis.set_xlabel(x_label)
+            axis.grid(axis="x", color="0.9", linewidth=0.6)
+            axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
 def require_matplotlib() -> None:
@@ -73,16 +152,36 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def _figure(panels: int) -> Figure:
+@contextmanager
+def _panels(
+    target: Target, titles: Sequence[str], height: float, *, sharey: bool
+) -> Iterator[Sequence[Axes]]:
+    """Axes side by side; when the body is done the figure is written."""
     require_matplotlib()
+    import matplotlib
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(_PANEL[0] * panels, _PANEL[1]), layout="constrained")
+    # element ids are hashed with a fixed salt instead of a random one; text stays text, and a $ in
+    # a name is a dollar
+    with matplotlib.rc_context(
+        {"svg.hashsalt": "guardbake", "svg.fonttype": "none", "text.parse_math": False}
+    ):
+        size = (_PANEL[0] * len(titles), height)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, len(titles), sharey=sharey, squeeze=False)[0]
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_title(_shown(title))
+        yield axes
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": "guardbake"})
 
 
-def _save(figure: Figure, path: Path) -> None:
-    import matplotlib
+def _legend(axis: Axes, lines: Sequence[Any], names: Sequence[str]) -> None:
+    if lines:
+        axis.legend(lines, [_shown(n) for n in names], fontsize="small", frameon=False)
 
-    # element ids are hashed with a fixed salt instead of a random one; text stays text
-    with matplotlib.rc_context({"svg.hashsalt": "guardbake", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "guardbake"})
+
+def _shown(name: str) -> str:
+    """A name as a plot can have it: printable, of a length that leaves room, and not hidden, as
+    matplotlib does with names that begin with an underscore."""
+    plain = "".join(c if c.isprintable() else "?" for c in name[:_LONGEST]).lstrip("_")
+    return f"{plain}..." if len(name) > _LONGEST else plain

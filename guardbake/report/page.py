@@ -1,0 +1,154 @@
+"""One self-contained HTML page, and a Markdown model card, from the records of a bake.
+
+The page is a jinja2 template with escaping on: every string of a record is text until the template
+says otherwise, and it says so of plots alone, which `report.inline` serialises itself. There is no
+script, no link and nothing to load, no date and no path: same records, same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from guardbake.bundle.folders import DiskFaults, beside, refuse_existing
+from guardbake.errors import EnvironmentFault, UsageError
+from guardbake.report.blocks import Block, Grid, Items, Picture, Section, Text
+from guardbake.report.choice import choice, layers
+from guardbake.report.claims import digests, not_claimed
+from guardbake.report.outcome import agreed, behaved, evaluated
+from guardbake.report.records import Records, read_records
+
+_TEMPLATE = "page.html.jinja"
+_PARTIAL = ".guardbake-partial"
+# What Markdown (and the HTML inside it) would read as more than a character.
+_MARKUP = re.compile(r"([\\`*_\[<>|#~&$])")
+
+
+def write_report(folders: Sequence[Path], out: Path, card: Path | None) -> Records:
+    """Write the page `out` and the card, if asked for; returns what was found.
+
+    Each file appears whole or not at all, and nothing is overwritten. Raises UsageError for what
+    is there already, EnvironmentFault without the extra [report], and as `read_records`.
+    """
+    targets = [out] if card is None else [out, card]
+    if len({path.absolute() for path in targets}) < len(targets):
+        raise UsageError(
+            found="one name for page and card",
+            expected="a name for each",
+            where=str(out),
+            remedy="give the card another name",
+        )
+    for path in targets:
+        refuse_existing(path)
+    found = read_records(folders)
+    title, summary, sections = content(found)
+    written = [to_html(title, summary, sections), to_markdown(title, summary, sections)]
+    for path, text in zip(targets, written, strict=False):
+        _write(path, text)
+    return found
+
+
+def content(found: Records) -> tuple[str, list[str], list[Section]]:
+    """Title, what stands below it, and every section that the records allow."""
+    sections = [
+        choice(found.fit) if found.fit else None,
+        layers(found.fit, found.diagnosis, found.plain.get("diagnosis", {})),
+        evaluated(found.evaluation) if found.evaluation else None,
+        behaved(found.behaviour) if found.behaviour else None,
+        agreed(found.parity) if found.parity else None,
+        not_claimed(found),
+        digests(found),
+    ]
+    summary = []
+    if found.certificate is not None:
+        seen = "; ".join(f"{gate.name}: {gate.detail}" for gate in found.certificate.gates)
+        summary.append(f"Certificate: {found.certificate.verdict}. {seen}.")
+    if found.missing:
+        names = ", ".join(f"{name}.json" for name in found.missing)
+        summary.append(f"Not among the records: {names}.")
+    return _title(found), summary, [section for section in sections if section is not None]
+
+
+def _title(found: Records) -> str:
+    if found.certificate is not None:
+        return f"guardbake: {found.certificate.name}"
+    return f"guardbake: {found.evaluation.recipe}" if found.evaluation else "guardbake: a guard"
+
+
+def to_html(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page. Raises EnvironmentFault without jinja2."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise EnvironmentFault(
+            found=f"no jinja2 ({error})",
+            expected="jinja2, which writes the page",
+            where="guardbake's extra [report]",
+            remedy="pip install 'guardbake[report]'",
+        ) from error
+
+    def drawn(picture: Picture) -> Markup:
+        return Markup(picture.svg)  # ours, serialised by report.inline
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.globals |= {"kind": _kind, "drawn": drawn}
+    source = resources.files("guardbake.report").joinpath(_TEMPLATE).read_text("utf-8")
+    return environment.from_string(source).render(title=title, summary=summary, sections=sections)
+
+
+def _kind(block: Block) -> str:
+    return type(block).__name__
+
+
+def to_markdown(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
+    """The same without plots, for a model card: headings, text and tables."""
+    lines = [f"# {_plain(title)}", ""]
+    lines += [line for one in summary for line in (f"**{_plain(one)}**", "")]
+    for section in sections:
+        blocks = [block for block in section.blocks if not isinstance(block, Picture)]
+        if blocks:
+            lines += [f"## {_plain(section.title)}", ""]
+        for block in blocks:
+            lines += [*_block(block), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _block(block: Text | Items | Grid) -> list[str]:
+    if isinstance(block, Text):
+        return [_plain(block.text)]
+    if isinstance(block, Items):
+        return [f"- {_plain(item)}" for item in block.items]
+    lines = [_plain(block.caption), "", _line(block.head), "|---" * len(block.head) + "|"]
+    for number, row in enumerate(block.rows):
+        cells = [_plain(cell) for cell in row]
+        if number in block.marked:
+            cells[0] = f"**{cells[0]}**"
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _line(names: Sequence[str]) -> str:
+    return f"| {' | '.join(_plain(name) for name in names)} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def _write(path: Path, text: str) -> None:
+    with DiskFaults(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = beside(path, _PARTIAL)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            refuse_existing(path)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
