@@ -33,7 +33,8 @@ from guardbake.check.certificate import certificate, to_markdown
 from guardbake.check.golden import save_golden
 from guardbake.plugins import find_engine_builder, find_exporter, find_runner
 from guardbake.progress import Reporter
-from guardbake.recipe import DiagnoseSection, Recipe, load_recipe, require_layers
+from guardbake.recipe import Recipe, load_recipe, require_layers
+from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.certify import gates_of, require_pass
 from guardbake.steps.recheck import GOLDEN, RECIPE

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from guardbake.component import Kind, Part
 from guardbake.errors import RecipeError
+from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.recipe_evaluate import EvaluateSection
 from guardbake.section import Count, Layer, Positive, Share
 from guardbake.section import Section as _Section
@@ -172,38 +172,6 @@ class FitSection(_Section):
         first = min(layer for candidate in self.candidates for layer in candidate.layers)
         if self.sensor is not None and self.sensor.layers[1] >= first:
             raise ValueError(f"sensor layers must end before layer {first}, the first edited one")
-        return self
-
-
-class DiagnoseSection(_Section):
-    """Causal tracing and separability, both on the fit split, and the layers that they choose.
-
-    prompts: harmful prompts traced in each form, and as many harmless ones; donors: other harmless
-    prompts, which are put in or averaged. parts, kinds: what is ablated and how (see
-    `diagnose.ablation`); the kind `decide` is what the choice of layers goes by. generate: kinds
-    under which answers of at most `tokens` tokens are generated as well, on the harmful prompts.
-    opening: tokens of an answer that the refusal score reads. rounds: of the bootstrap. layers: how
-    many are chosen.
-    """
-
-    prompts: Annotated[int, Field(ge=2)] = 24
-    donors: Annotated[int, Field(ge=2)] = 24
-    parts: tuple[Part, ...] = Field(default=("layer", "attention", "ffn", "pair"), strict=False)
-    kinds: tuple[Kind, ...] = Field(default=("skip", "mean", "resample"), strict=False)
-    decide: Kind = "resample"
-    generate: tuple[Kind, ...] = Field(default=(), strict=False)
-    tokens: Annotated[int, Field(ge=8)] = 16
-    opening: Count = 2
-    rounds: Annotated[int, Field(ge=100)] = 2000
-    layers: Count = 3
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    @model_validator(mode="after")
-    def _decides_by_what_is_traced(self) -> DiagnoseSection:
-        if "ffn" not in self.parts or self.decide not in self.kinds:
-            raise ValueError("the choice needs ffn among parts, and decide among kinds")
-        if not set(self.generate) <= set(self.kinds):
-            raise ValueError("generate must name kinds that are traced")
         return self
 
 

@@ -13,19 +13,23 @@ from guardbake.errors import BehaviourError, MalformedError
 
 RULE = (
     "A layer is admissible if ablating its FFN lowers the refusal score of harmful prompts more "
-    "than that of harmless ones, with a 95 % interval above zero, mean over the forms (cause). "
-    "Admissible layers are ranked by cause and by the Mahalanobis distance between harmful and "
-    "harmless FFN outputs at the prompt's last token, smallest over the forms (separability). The "
-    "smallest sums of both ranks are chosen; ties: the larger cause, then the earlier layer."
+    "than that of harmless ones, with a 95 % interval above zero, mean over the forms (cause), and "
+    "leaves the model whole: on harmless prompts the first answer token's distribution moves by at "
+    "most the declared divergence, mean over prompts, in the form where it moves most. Admissible "
+    "layers are ranked by cause and by the Mahalanobis distance between harmful and harmless FFN "
+    "outputs at the prompt's last token, smallest over the forms (separability). The smallest sums "
+    "of both ranks are chosen; ties: the larger cause, then the earlier layer."
 )
 
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """ranks: by cause and by separability among the admissible layers, from 1; None outside."""
+    """divergence: in nats. ranks: by cause and by separability among the admissible layers, from 1;
+    None for the others."""
 
     layer: int
     cause: Effect
+    divergence: float
     separability: float
     ranks: tuple[int, int] | None
 
@@ -33,6 +37,7 @@ class LayerEvidence:
         return {
             "layer": self.layer,
             "cause": self.cause.to_json(),
+            "divergence": self.divergence,
             "separability": self.separability,
             "ranks": None if self.ranks is None else list(self.ranks),
         }
@@ -54,26 +59,33 @@ class LayerChoice:
 
 
 def choose_layers(
-    causes: Sequence[Effect], separability: Sequence[float], count: int
+    causes: Sequence[Effect],
+    divergence: Sequence[float],
+    separability: Sequence[float],
+    most_divergence: float,
+    count: int,
 ) -> LayerChoice:
     """At most `count` layers by RULE, from one number of each kind a layer, in order of layers.
 
-    Raises MalformedError for curves of unlike length or a separability that is not finite, and
+    Raises MalformedError for curves of unlike length or numbers that are not finite, and
     BehaviourError, naming the nearest layer, if none is admissible.
     """
-    if len(causes) != len(separability) or not np.isfinite(separability).all():
+    curves = np.array([len(causes), len(divergence), len(separability)])
+    if (curves != len(causes)).any() or not np.isfinite([*divergence, *separability]).all():
         raise MalformedError(
-            found=f"{len(causes)} causes and {len(separability)} distances",
+            found=f"curves of {curves.tolist()} layers, or numbers that are not finite",
             expected="one finite number a layer, of each kind",
             where="the choice of layers",
             remedy="diagnose again",
         )
-    admissible = [layer for layer, cause in enumerate(causes) if cause.low > 0]
+    whole = [layer for layer, moved in enumerate(divergence) if moved <= most_divergence]
+    admissible = [layer for layer in whole if causes[layer].low > 0]
     if not admissible:
-        near = max(range(len(causes)), key=lambda layer: causes[layer].low)
+        near = max(whole or range(len(causes)), key=lambda layer: causes[layer].low)
         raise BehaviourError(
-            found=f"no layer whose interval lies above zero; nearest is layer {near}, "
-            f"{causes[near].value:.3g} [{causes[near].low:.3g}, {causes[near].high:.3g}]",
+            found=f"no layer with an interval above zero that leaves the model whole; nearest is "
+            f"layer {near}: {causes[near].value:.3g} [{causes[near].low:.3g}, "
+            f"{causes[near].high:.3g}], divergence {divergence[near]:.3g}",
             expected="an FFN on which refusals depend",
             where="the choice of layers",
             remedy="trace more prompts, or decide by another kind of ablation",
@@ -83,8 +95,10 @@ def choose_layers(
     ranks = dict(zip(admissible, zip(by_cause, by_distance, strict=True), strict=True))
     order = sorted(admissible, key=lambda n: (sum(ranks[n]), -causes[n].value, n))
     evidence = tuple(
-        LayerEvidence(layer, cause, float(distance), ranks.get(layer))
-        for layer, (cause, distance) in enumerate(zip(causes, separability, strict=True))
+        LayerEvidence(layer, cause, float(moved), float(distance), ranks.get(layer))
+        for layer, (cause, moved, distance) in enumerate(
+            zip(causes, divergence, separability, strict=True)
+        )
     )
     return LayerChoice(tuple(sorted(order[:count])), evidence)
 

@@ -61,10 +61,10 @@ def diagnosis_to_markdown(content: Content, plots: Sequence[str]) -> str:
         f"many harmless prompts in each form, {section['donors']} donors, "
         f"{section['rounds']} bootstrap rounds, seed {section['seed']}. The refusal score is the "
         f"log-odds of opening the answer like a refusing against like a compliant turn, "
-        f"{section['opening']} tokens.",
+        f"{section['opening']} tokens. Declared divergence: {section['divergence']} nats.",
         "",
-        "| layer | cause [95 %] | separability | ranks |",
-        "|---|---|---|---|",
+        "| layer | cause [95 %] | divergence | separability | ranks |",
+        "|---|---|---|---|---|",
         *(_evidence(row, choice["layers"]) for row in choice["evidence"]),
         "",
         "## Where the curves peak",
@@ -126,7 +126,10 @@ def _apart(reports: Sequence[Content], measure: str) -> dict[str, list[Curve]]:
 def _evidence(row: Content, chosen: Sequence[int]) -> str:
     name = f"**{row['layer']}**" if row["layer"] in chosen else str(row["layer"])
     ranks = "not admissible" if row["ranks"] is None else "{} + {}".format(*row["ranks"])
-    return f"| {name} | {_interval(row['cause'])} | {row['separability']:.2f} | {ranks} |"
+    return (
+        f"| {name} | {_interval(row['cause'])} | {row['divergence']:.2g} "
+        f"| {row['separability']:.2f} | {ranks} |"
+    )
 
 
 def _peaks(causes: Content) -> Iterator[str]:

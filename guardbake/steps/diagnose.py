@@ -28,7 +28,8 @@ from guardbake.diagnose.trace import Means, Traced, Tracer
 from guardbake.diagnose.trace_loop import AblatedBatch
 from guardbake.errors import RecipeError
 from guardbake.evaluate.judges import judge
-from guardbake.recipe import DiagnoseSection, Recipe
+from guardbake.recipe import Recipe
+from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.report.diagnosis import diagnosis_to_markdown, draw_diagnosis
 from guardbake.samples import Form, Sample
 from guardbake.samples.collect import in_forms
@@ -59,6 +60,10 @@ class Cause:
     def harmful(self) -> np.ndarray:
         return np.array([s.label == "harmful" for s in self.samples])
 
+    def divergence(self, ablation: Ablation) -> float:
+        """Mean over the harmless prompts, in nats."""
+        return float(self.traced.divergence[ablation][~self.harmful].mean())
+
 
 def diagnose(
     vlm: Vlm,
@@ -87,9 +92,12 @@ def diagnose(
     )
     apart = separability(samples, rows, FIT_FORMS)
     layers = 1 + max(report.place.layer for report in apart)
+    decisive = [Ablation(n, "ffn", section.decide) for n in range(layers)]
     choice = choose_layers(
-        [_cause(causes, Ablation(n, "ffn", section.decide), section) for n in range(layers)],
+        [_cause(causes, ablation, section) for ablation in decisive],
+        [max(cause.divergence(ablation) for cause in causes.values()) for ablation in decisive],
         [_ffn(apart, n).worst("mahalanobis") for n in range(layers)],
+        section.divergence,
         section.layers,
     )
     return {
