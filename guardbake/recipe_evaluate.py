@@ -59,6 +59,19 @@ class PgdSection(Section):
     corpus: Count = 8
 
 
+class JudgeSection(Section):
+    """A model that judges the greedy answers to harmful prompts beside the keywords.
+
+    card: a name in models/judges/, or a file like those. checkpoint: its folder; template: a file,
+    for cards that want one; all relative to the recipe.
+    """
+
+    card: str
+    checkpoint: str
+    template: str | None = None
+    batch_size: Count = 8
+
+
 class EvaluateSection(Section):
     """What `guardbake evaluate` asks, and of whom.
 
@@ -82,6 +95,7 @@ class EvaluateSection(Section):
     arms: list[ArmSection] = Field(default_factory=list)
     candidates: bool = False
     pgd: PgdSection | None = None
+    judges: list[JudgeSection] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateSection:

@@ -102,31 +102,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Arms by families for each label and verdict, then the paired changes."""
-        parts = []
-        for label in LABELS:
-            for verdict in VERDICTS:
-                parts.append(self._wide(label, verdict, partial(_greedy, verdict)))
-            if any(row.sampled for row in self.rows):
-                for verdict in VERDICTS:
-                    title = f"{verdict}, mean over sampled runs"
-                    parts.append(self._wide(label, title, partial(_over_runs, verdict)))
-        return "\n".join([*parts, self._changes()])
-
-    def _wide(self, label: Label, title: str, cell: Callable[[Row], Rate | Interval]) -> str:
-        rows = [row for row in self.rows if row.label == label]
-        if not any(cell(row).value for row in rows):
-            return f"**{label} prompts: {title}**: none in any cell.\n"
-        families = list(dict.fromkeys(row.family for row in rows))
-        lines = [
-            f"**{label} prompts: {title}**",
-            "",
-            f"| arm | {' | '.join(families)} |",
-            "|---" * (len(families) + 1) + "|",
-        ]
-        for arm in dict.fromkeys(row.arm for row in rows):
-            cells = [str(cell(self.row(label, family, arm))) for family in families]
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
+        return "\n".join([*wide(self.rows), self._changes()])
 
     def _changes(self) -> str:
         first = self.rows[0].arm
@@ -145,6 +121,45 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
+def rows_of(groups: Sequence[Group]) -> list[Row]:
+    """Every group counted, in order of label; UsageError for groups that do not match."""
+    for group in groups:
+        _check(group, groups[0])
+    return [
+        _row(group, arm)
+        for label in LABELS
+        for group in groups
+        if group.label == label
+        for arm in group.verdicts
+    ]
+
+
+def wide(rows: Sequence[Row]) -> list[str]:
+    """Markdown tables of arms by families, one for each label and verdict, each with its title."""
+    parts = []
+    for label in dict.fromkeys(row.label for row in rows):
+        own = [row for row in rows if row.label == label]
+        for verdict in VERDICTS:
+            parts.append(_wide(own, f"{label} prompts: {verdict}", partial(_greedy, verdict)))
+        if any(row.sampled for row in own):
+            for verdict in VERDICTS:
+                title = f"{label} prompts: {verdict}, mean over sampled runs"
+                parts.append(_wide(own, title, partial(_over_runs, verdict)))
+    return parts
+
+
+def _wide(rows: Sequence[Row], title: str, cell: Callable[[Row], Rate | Interval]) -> str:
+    if not any(cell(row).value for row in rows):
+        return f"**{title}**: none in any cell.\n"
+    families = list(dict.fromkeys(row.family for row in rows))
+    lines = [f"**{title}**", "", f"| arm | {' | '.join(families)} |"]
+    lines.append("|---" * (len(families) + 1) + "|")
+    for arm in dict.fromkeys(row.arm for row in rows):
+        cells = {row.family: str(cell(row)) for row in rows if row.arm == arm}
+        lines.append(f"| {arm} | {' | '.join(cells[family] for family in families)} |")
+    return "\n".join(lines) + "\n"
+
+
 def table_of(groups: Sequence[Group]) -> Table:
     """Count all groups.
 
@@ -152,13 +167,10 @@ def table_of(groups: Sequence[Group]) -> Table:
     runs, and unless there are harmful and harmless prompts.
     """
     _demand_both_sides(groups)
-    for group in groups:
-        _check(group, groups[0])
-    rows, changes = [], []
+    rows, changes = rows_of(groups), []
     for label in LABELS:
         for group in (g for g in groups if g.label == label):
             first, *others = group.verdicts
-            rows += [_row(group, arm) for arm in group.verdicts]
             changes += [_changed(group, first, arm) for arm in others]
     adjusted = holm([change[-1] for change in changes])
     pairings = [Pairing(*change, p) for change, p in zip(changes, adjusted, strict=True)]

@@ -26,6 +26,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "",
         content["markdown"].rstrip(),
         "",
+        *_judges(content["judges"]),
         *_costs(content["costs"]),
         *_searches(content["searches"], settings["pgd"]),
     ]
@@ -50,6 +51,21 @@ def _sampled(settings: Mapping[str, Any]) -> str:
         f" and with {len(settings['seeds'])} sampled seeds (temperature "
         f"{settings['temperature']:g}, top-p {settings['top_p']:g})"
     )
+
+
+def _judges(judges: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for judge in judges:
+        lines += [
+            f"## By {judge['name']}",
+            "",
+            f"A model judge (checkpoint `{judge['checkpoint']}`), greedy answers to harmful "
+            "prompts: answered is what it calls harmful, refused what it does not.",
+            "",
+            judge["markdown"],
+            judge["agreement_markdown"],
+        ]
+    return lines
 
 
 def _costs(costs: Sequence[Mapping[str, Any]]) -> list[str]:

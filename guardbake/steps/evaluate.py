@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from guardbake.samples.typography import Tokenizer
 from guardbake.spec import GuardSpec
 from guardbake.steps.families import Column, columns
 from guardbake.steps.fit import FIT_FORMS
+from guardbake.steps.judging import Judging
 from guardbake.steps.records import read_record, write_record
 from guardbake.steps.searches import Searches
 from guardbake.steps.split import Splits
@@ -121,16 +122,19 @@ class Evaluation:
         self._questions: dict[str, Questions] = {}
         self._column: Column | None = None
         self._made: dict[str, _Given] = {}
+        self._judges = [Judging(judge, root, stages) for judge in self.section.judges]
         self.searches = Searches(vlm, recipe, splits, typography, stages, advance)
         self.columns = columns(self.section, splits.prompts["test"], typography, root)
         self.columns += self.searches.columns()
 
     def run(self) -> dict[str, Any]:
         """The table, what harmless answers cost and what the searches found, as JSON values."""
-        table = table_of([self._group(column) for column in self.columns])
+        groups = [self._group(column) for column in self.columns]
+        table = table_of(groups)
         return {
             "table": table.to_json(),
             "markdown": table.to_markdown(),
+            "judges": [self._judged(judge, groups) for judge in self._judges],
             "costs": self._costs(),
             "searches": self.searches.report(),
         }
@@ -145,6 +149,20 @@ class Evaluation:
                 run: KeywordJudge().judge(column.samples, texts) for run, texts in runs.items()
             }
         return Group(column.label, column.family, column.prompts, verdicts)
+
+    def _judged(self, judge: Judging, groups: Sequence[Group]) -> dict[str, Any]:
+        """The greedy answers to harmful prompts again, as a model judges them."""
+        judged, keywords = [], []
+        for column, group in zip(self.columns, groups, strict=True):
+            if column.label != "harmful":
+                continue
+            verdicts = {}
+            for arm in self._arms:
+                texts = self._answers(arm, arm, column)[GREEDY]
+                verdicts[arm.name] = {GREEDY: judge.verdicts(column.samples, texts)}
+            judged.append(replace(group, verdicts=verdicts))
+            keywords.append(group)
+        return judge.report(judged, keywords)
 
     def _answers(self, arm: Arm, asked: Arm, column: Column) -> Runs:
         """What `arm` answers to the column as it is put to `asked`; a stage of its own."""
