@@ -68,9 +68,9 @@ def columns(
     """
     out: list[Column] = []
     for label in LABELS:
-        plain = drawn(prompts, label, section.limit)
-        apart = [p for p in plain if label == "harmless" and p.source in section.lookalikes]
-        rest = [p for p in plain if p not in apart]
+        odd = section.lookalikes if label == "harmless" else []
+        rest = drawn([p for p in prompts if p.source not in odd], label, section.limit)
+        apart = drawn([p for p in prompts if p.source in odd], label, section.limit)
         for family in section.attacks if label == "harmful" else section.benign:
             if family == "published":
                 out += _published(prompts, label, typography, section.limit)
