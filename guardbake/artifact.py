@@ -24,6 +24,7 @@ from guardbake.spec import (
     Edit,
     GuardSpec,
     ModelIdentity,
+    Reading,
     Sensor,
     Vector,
     header,
@@ -118,12 +119,15 @@ def _read(path: Path) -> tuple[dict[str, Any], str, dict[str, Vector]]:
 def _spec_from(head: dict[str, Any], arrays: dict[str, Vector]) -> GuardSpec:
     sensor = None
     if head["sensor"] is not None:
-        sensor = Sensor(
-            site_from_str(head["sensor"]["site"]),
-            arrays["sensor.direction"],
-            arrays["sensor.centre"],
-            head["sensor"]["threshold"],
+        readings = tuple(
+            Reading(
+                site_from_str(name),
+                arrays[f"sensor.{name}.directions"],
+                arrays[f"sensor.{name}.centre"],
+            )
+            for name in head["sensor"]["sites"]
         )
+        sensor = Sensor(readings, tuple(head["sensor"]["thresholds"]))
     edits = []
     for entry in head["edits"]:
         site = site_from_str(entry["site"])

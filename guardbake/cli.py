@@ -226,7 +226,8 @@ def inspect(
     print(f"model    {spec.model.family}, {spec.model.layers} layers of {spec.model.width}")
     print(f"         {spec.model.digest}")
     if spec.sensor is not None:
-        print(f"sensor   {spec.sensor.site}, threshold {spec.sensor.threshold:.6g}")
+        limits = ", ".join(f"{threshold:.6g}" for threshold in spec.sensor.thresholds)
+        print(f"sensor   {' + '.join(map(str, spec.sensor.sites))}, threshold {limits}")
     for edit in spec.edits:
         parts = [
             f"{b.modality} rank {b.basis.shape[1]} alpha {b.strength:g}" for b in edit.branches

@@ -276,7 +276,7 @@ class Bake:
         }
 
         def build(folder: Path) -> None:
-            table = behaviour.measure(
+            table, sensed = behaviour.measure(
                 self.vlm,
                 spec,
                 self.splits,
@@ -285,7 +285,7 @@ class Bake:
                 self.recipe.batch_size,
                 self.reporter.advance,
             )
-            summary = behaviour.summarise(table, self.recipe.behaviour)
+            summary = behaviour.summarise(table, sensed, self.recipe.behaviour)
             write_record(folder / "behaviour.json", summary)
 
         return self.stage("behaviour", key, build)

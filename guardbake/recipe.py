@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from guardbake.errors import RecipeError
 from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.recipe_evaluate import EvaluateSection
-from guardbake.section import Count, Layer, Positive, Share
+from guardbake.section import Count, Layer, Positive, Share, Weight
 from guardbake.section import Section as _Section
 from guardbake.semantics import Fusion
 from guardbake.spec import Modality, Profile
@@ -56,10 +56,14 @@ class SamplesSection(_Section):
 
 
 class SensorSection(_Section):
-    """layers: first and last layer to try, residual boundary. ridges: relative to tr(C)/d."""
+    """layers: first and last layer that may be read, residual boundary. readings: most layers read
+    together. ridges: relative to tr(C)/d. pooling: weights to try for the mean over image tokens
+    beside the last token; with any, requests with an image have a threshold of their own."""
 
     layers: tuple[Layer, Layer] = Field(strict=False)
+    readings: Count = 1
     ridges: list[Positive] = Field(min_length=1)
+    pooling: list[Weight] = Field(default_factory=list)
     false_positive_rate: Share
 
     @model_validator(mode="after")
@@ -172,6 +176,8 @@ class FitSection(_Section):
         first = min(layer for candidate in self.candidates for layer in candidate.layers)
         if self.sensor is not None and self.sensor.layers[1] >= first:
             raise ValueError(f"sensor layers must end before layer {first}, the first edited one")
+        if self.sensor is not None and self.sensor.pooling and self.profile != "sequence":
+            raise ValueError("sensor.pooling needs the profile sequence, which carries its memory")
         return self
 
 

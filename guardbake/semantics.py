@@ -2,7 +2,10 @@
 
 One sensor reads a score, a gate decides, one edit per site changes the FFN output ``y``::
 
-    score    s   = (x - mu_g) . v - tau                   x at the sensor's site
+    features f   = sum_r (x_r - mu_r) D_r                 x_r at the sensor's sites, D_r [d, C]
+    score    s   = f_last - tau                           C = 1: one threshold for every request
+             s   = f_last - tau_text                      C = 2: no image token up to here, else
+                   f_last + mean(f_pooled) - tau_visual   mean over the image tokens up to here
     branch   z_m = (y - mu_m) Q_m                         Q_m [d, k_m] orthonormal
     part     p_m = alpha_m (gains_m * z_m) Q_m^T          gains_m [k_m], all ones unless given
     size     n_m = ||p_m||                                == alpha_m ||gains_m * z_m||
@@ -50,9 +53,57 @@ EPS = 1e-8
 UNDECIDED, CLOSED, OPEN = 0, 1, 2
 
 
-def score(x: Array, direction: Array, centre: Array, threshold: float) -> Array:
-    """How far x [B, S, d] lies beyond the threshold along the unit direction [d]: [B, S]."""
-    return np.asarray((x - centre) @ direction - x.dtype.type(threshold))
+# Columns of a sensor that pools, and of its memory, guard_memory [B, 3] float32: sum of f_pooled
+# over the image tokens so far, their number, and the real tokens so far.
+LAST, POOLED = 0, 1
+SUM, IMAGES, TOKENS = 0, 1, 2
+
+
+class ReadingTerms(Protocol):
+    """What a sensor takes from one site: directions [d, C], centre [d]."""
+
+    @property
+    def directions(self) -> Array: ...
+    @property
+    def centre(self) -> Array: ...
+
+
+def features(xs: Sequence[Array], readings: Sequence[ReadingTerms]) -> Array:
+    """f [B, S, C] from one x [B, S, d] a reading."""
+    parts = [(x - r.centre) @ r.directions for x, r in zip(xs, readings, strict=True)]
+    return np.asarray(sum(parts[1:], start=parts[0]))
+
+
+def score(f: Array, thresholds: Sequence[float]) -> Array:
+    """How far features f [B, S, 1] lie beyond the one threshold: [B, S]."""
+    return np.asarray(f[..., LAST] - f.dtype.type(thresholds[0]))
+
+
+def pooled_score(
+    f: Array, thresholds: Sequence[float], attention_mask: Array, image_mask: Array, memory: Array
+) -> tuple[Array, Array]:
+    """Scores [B, S] from features f [B, S, 2], and the next memory.
+
+    thresholds: for requests without and with an image. attention_mask [B, P + S]; image_mask
+    [B, S] bool, the call's image tokens; memory [B, 3] is zeros before the first call. A token's
+    score depends on it and on earlier tokens alone, so whole, chunked, cached and padded runs
+    agree.
+    """
+    text, visual = (f.dtype.type(threshold) for threshold in thresholds)
+    real = attention_mask[:, -f.shape[1] :] == 1
+    image = image_mask & real
+    total = memory[:, SUM, None] + np.cumsum(np.where(image, f[..., POOLED], 0), axis=1)
+    images = memory[:, IMAGES, None] + np.cumsum(image, axis=1)
+    seen = f[..., LAST] + total / np.maximum(images, 1) - visual
+    scores = np.where(images > 0, seen, f[..., LAST] - text)
+    tokens = memory[:, TOKENS] + real.sum(axis=1)
+    after = np.stack([total[:, -1], images[:, -1], tokens], axis=1)
+    return scores.astype(f.dtype), after.astype(memory.dtype)
+
+
+def forgotten(attention_mask: Array, tokens: int, memory: Array) -> Array:
+    """[B] bool: the memory [B, 3] has not seen the tokens cached before a call of `tokens`."""
+    return np.asarray(attention_mask[:, :-tokens].sum(axis=1) != memory[:, TOKENS])
 
 
 def is_open(scores: Array) -> Array:
@@ -66,19 +117,25 @@ def gate_by_token(scores: Array, attention_mask: Array) -> Array:
     return np.asarray(is_open(scores) & real)
 
 
-def gate_by_sequence(scores: Array, attention_mask: Array, state: Array) -> tuple[Array, Array]:
+def gate_by_sequence(
+    scores: Array, attention_mask: Array, state: Array, memory: Array | None = None
+) -> tuple[Array, Array]:
     """Profile `sequence`: the prompt's last real token decides, once, and the verdict is latched.
 
     scores [B, S] float; attention_mask [B, P + S] of 0 and 1; state [B] int64: -n while the prompt
-    ends at real token n, 0 if it ends with this call, 1 closed, 2 open.
+    ends at real token n, 0 if it ends with this call, 1 closed, 2 open; memory [B, 3] as it came
+    into the call, where the sensor has one.
     Returns open [B, S] bool and the next state [B]. Earlier prompt tokens are never edited, so the
     prompt's cache does not depend on the gate: whole, chunked, cached and padded runs agree. A
-    prompt whose end was fed before without a verdict (a caller's slip) opens: a guard fails closed.
+    caller's slip opens, for a guard fails closed: a prompt whose end was fed before without a
+    verdict, or an undecided one whose memory has not seen what was fed before.
     """
     tokens = scores.shape[1]
     rank = np.cumsum(attention_mask, axis=1)
     real = attention_mask[:, -tokens:] == 1
     missed = (state < UNDECIDED) & (rank[:, -1] - real.sum(axis=1) >= -state)
+    if memory is not None:
+        missed |= (state <= UNDECIDED) & forgotten(attention_mask, tokens, memory)
     state = np.where(missed, OPEN, state)
     end = np.where(state == UNDECIDED, rank[:, -1], -state)[:, None]
     rank = rank[:, -tokens:]

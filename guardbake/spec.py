@@ -24,7 +24,7 @@ EditKind = Literal["care", "project", "add", "replace", "steer", "astra"]
 Modality = Literal["visual", "text"]
 Vector = npt.NDArray[np.float32]
 
-VERSION = 1
+VERSION = 2
 POLARITY = "harmful-positive"
 ORTHONORMAL = 1e-5  # |Q^T Q - I|, max; fp32 rounding of a basis orthonormal to 1e-10 gives 1e-6
 _BRANCHES: Mapping[EditKind, int] = {
@@ -95,26 +95,70 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True, eq=False)
-class Sensor:
-    """s = (x - centre) . direction - threshold at `site`; positive is harmful.
+class Reading:
+    """What a sensor takes from `site`: features (x - centre) D.
 
-    direction [d] float32 of unit length, centre [d] float32, threshold in units of the score.
+    directions D [d, C] float32, centre [d] float32. C = 1: the score's direction. C = 2: that, and
+    the one whose features are averaged over the image tokens.
     """
 
     site: Site
-    direction: Vector
+    directions: Vector
     centre: Vector
-    threshold: float
 
     def __post_init__(self) -> None:
         where = f"sensor at {self.site}"
-        object.__setattr__(self, "direction", _vector(self.direction, (None,), where))
-        width = len(self.direction)
+        object.__setattr__(self, "directions", _vector(self.directions, (None, None), where))
+        width, columns = self.directions.shape
         object.__setattr__(self, "centre", _vector(self.centre, (width,), where))
-        _finite(self.threshold, f"{where}: threshold")
-        norm = float(np.linalg.norm(self.direction.astype(np.float64)))
-        if abs(norm - 1) > ORTHONORMAL:
-            _refuse(where, f"a direction of length {norm:.6g}", "unit length")
+        if columns not in (1, 2):
+            _refuse(where, f"{columns} columns", "1, or 2: last, pooled")
+
+
+@dataclass(frozen=True, eq=False)
+class Sensor:
+    """The score of `semantics`: positive is harmful. readings in layer order, of one width.
+
+    thresholds, in units of the score: one with readings of one column; with readings of two the
+    one for requests without an image and the one for requests with.
+    """
+
+    readings: tuple[Reading, ...]
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        where = "sensor"
+        sites = self.sites
+        if not sites or sites != tuple(sorted(set(sites), key=lambda site: site.depth)):
+            _refuse(where, f"readings at {[str(s) for s in sites]}", "distinct sites in order")
+        shapes = {reading.directions.shape for reading in self.readings}
+        if len(shapes) != 1 or {shape[1] for shape in shapes} != {len(self.thresholds)}:
+            found = f"{len(self.thresholds)} thresholds, directions {sorted(shapes)}"
+            _refuse(where, found, "one width, and as many thresholds as columns")
+        for threshold in self.thresholds:
+            _finite(threshold, f"{where}: threshold")
+        if not any(reading.directions[:, 0].any() for reading in self.readings):
+            _refuse(where, "a score that reads nothing", "a direction")
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(reading.site for reading in self.readings)
+
+    @property
+    def pools(self) -> bool:
+        """Whether image tokens are averaged: that takes their mask, and a memory between calls."""
+        return len(self.thresholds) == 2
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return int(self.readings[0].directions.shape[0])
+
+
+def linear_sensor(site: Site, direction: Vector, centre: Vector, threshold: float) -> Sensor:
+    """The plainest one: s = (x - centre) . direction - threshold at `site`, direction [d]."""
+    column = np.asarray(direction)[:, None]
+    return Sensor((Reading(site, column, centre),), (threshold,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,13 +290,16 @@ class GuardSpec:
         sites = [edit.site for edit in self.edits]
         if sites != sorted(set(sites), key=lambda site: site.depth):
             _refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")
-        for site in [*sites, *([self.sensor.site] if self.sensor else [])]:
+        for site in [*sites, *(self.sensor.sites if self.sensor else ())]:
             if not 0 <= site.layer < self.model.layers:
                 _refuse(where, str(site), f"layers 0 to {self.model.layers - 1}")
-        if self.sensor is not None and self.sensor.site.depth > sites[0].depth:
-            _refuse(where, f"sensor at {self.sensor.site}", f"at or before the edit at {sites[0]}")
+        if self.sensor is not None and self.sensor.sites[-1].depth > sites[0].depth:
+            last = self.sensor.sites[-1]
+            _refuse(where, f"sensor at {last}", f"at or before the edit at {sites[0]}")
+        if self.sensor is not None and self.sensor.pools and self.profile != "sequence":
+            _refuse(where, f"profile {self.profile}", "sequence, which a pooling sensor needs")
         widths = {edit.width for edit in self.edits}
-        widths |= {len(self.sensor.direction)} if self.sensor else set()
+        widths |= {self.sensor.width} if self.sensor else set()
         if widths != {self.model.width}:
             _refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
         if not isinstance(self.method, str):
@@ -273,8 +320,9 @@ def tensors(spec: GuardSpec) -> dict[str, Vector]:
     """The spec's arrays by stable name, in stable order."""
     out: dict[str, Vector] = {}
     if spec.sensor is not None:
-        out["sensor.direction"] = spec.sensor.direction
-        out["sensor.centre"] = spec.sensor.centre
+        for reading in spec.sensor.readings:
+            out[f"sensor.{reading.site}.directions"] = reading.directions
+            out[f"sensor.{reading.site}.centre"] = reading.centre
     for edit in spec.edits:
         for branch in edit.branches:
             out[f"{edit.site}.{branch.modality}.basis"] = branch.basis
@@ -304,7 +352,10 @@ def header(spec: GuardSpec) -> dict[str, Any]:
         },
         "sensor": None
         if sensor is None
-        else {"site": str(sensor.site), "threshold": float(sensor.threshold)},
+        else {
+            "sites": [str(site) for site in sensor.sites],
+            "thresholds": [float(threshold) for threshold in sensor.thresholds],
+        },
         "edits": [_edit_header(edit) for edit in spec.edits],
         "provenance": dict(spec.provenance),
     }

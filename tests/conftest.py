@@ -19,6 +19,7 @@ from guardbake.spec import (
     Modality,
     ModelIdentity,
     Profile,
+    Reading,
     Sensor,
 )
 
@@ -35,7 +36,8 @@ def small_guard(
     *,
     width: int = 16,
     layers: int = 3,
-    sensor: Site = FIRST_RESIDUAL,
+    sensor: Site | tuple[Site, ...] = FIRST_RESIDUAL,
+    pools: bool = False,
     edits: tuple[int, ...] = (2,),
     strength: float = 1.0,
     threshold: float = 0.1,
@@ -45,6 +47,7 @@ def small_guard(
 ) -> GuardSpec:
     """A guard of random numbers, complete and valid, the same for the same arguments.
 
+    sensor: where it reads, once or several times; pools: whether it averages over image tokens.
     kind: an edit's kind, for care with a fusion behind it: "care sequential".
     """
     rng = np.random.default_rng(seed)
@@ -73,7 +76,13 @@ def small_guard(
             return Edit(site, "care", both, fusion=cast(Fusion, fusion or "adaptive"))
         return Edit(site, cast(EditKind, name), (branch("text", 3),))
 
-    reads = Sensor(sensor, unit(), vector(), threshold)
+    def reading(site: Site) -> Reading:
+        columns = [unit(), unit()] if pools else [unit()]
+        return Reading(site, np.stack(columns, axis=1), vector())
+
+    sites = sensor if isinstance(sensor, tuple) else (sensor,)
+    limits = (threshold, threshold + 0.2) if pools else (threshold,)
+    reads = Sensor(tuple(map(reading, sites)), limits)
     changes = [edit(Site(layer, "ffn_output")) for layer in edits]
     identity = ModelIdentity(family, layers, width, "0" * 64)
     return GuardSpec(

@@ -111,10 +111,8 @@ def test_an_altered_array_is_an_integrity_error(pack: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("sensor", "site"), "layers.1.residual"),
-        (("sensor", "site"), "layers.0.ffn_output"),
-        (("sensor", "threshold"), 0.2),
-        (("sensor", "threshold"), 1e30),
+        (("sensor", "thresholds"), [0.2]),
+        (("sensor", "thresholds"), [1e30]),
         (("edits", 0, "kind"), "care"),
         (("edits", 0, "fusion"), "parallel"),
         (("edits", 0, "branches", 0, "strength"), 0.9),
@@ -259,7 +257,7 @@ def test_a_header_that_is_no_object_is_refused(pack: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("version", 2, "version"),
+        ("version", 1, "version"),
         ("version", None, "version"),
         ("polarity", "harmless-positive", "polarity"),
         ("polarity", None, "polarity"),
@@ -288,8 +286,21 @@ def test_a_header_without_a_key_is_refused(pack: Path, key: str) -> None:
 
 
 def test_a_boundary_nobody_knows_is_refused(pack: Path) -> None:
-    rewrite(pack, lambda head, _a, _m: head["sensor"].update(site="layers.0.attention"))
+    rewrite(pack, lambda head, _a, _m: head["sensor"].update(sites=["layers.0.attention"]))
     malformed(pack, "attention")
+
+
+def test_a_sensor_moved_to_another_layer_is_an_integrity_error(pack: Path) -> None:
+    """Header and tensor names agree, the numbers are the pack's own: only the digest knows."""
+
+    def move(head: dict[str, Any], arrays: dict[str, np.ndarray], _meta: Meta) -> None:
+        head["sensor"]["sites"] = ["layers.1.residual"]
+        for name in [n for n in arrays if n.startswith("sensor.")]:
+            arrays[name.replace("layers.0", "layers.1")] = arrays.pop(name)
+
+    rewrite(pack, move)
+    with pytest.raises(IntegrityError, match="altered"):
+        load_guard(pack)
 
 
 def test_an_edited_boundary_must_be_the_ffn_output(pack: Path) -> None:
@@ -303,7 +314,9 @@ def test_an_edited_boundary_must_be_the_ffn_output(pack: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["sensor.direction", "layers.2.ffn_output.visual.basis"])
+@pytest.mark.parametrize(
+    "name", ["sensor.layers.0.residual.directions", "layers.2.ffn_output.visual.basis"]
+)
 def test_a_number_that_is_not_finite_is_refused(pack: Path, name: str, value: float) -> None:
     rewrite(pack, lambda _h, arrays, _m: arrays[name].__setitem__((0,) * arrays[name].ndim, value))
     malformed(pack, "not finite")

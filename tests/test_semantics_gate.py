@@ -16,15 +16,6 @@ Array = npt.NDArray[np.float64]
 NOISE = 1e-12
 
 
-def test_score_is_the_signed_distance_beyond_the_threshold() -> None:
-    direction, centre = np.array([0.6, 0.8]), np.array([1.0, 1.0])
-    x = np.array([[[1.0, 1.0], [1.6, 1.8], [0.4, 0.2]]])
-    assert np.abs(law.score(x, direction, centre, 0.25) - [[-0.25, 0.75, -1.25]]).max() < NOISE
-    assert law.score(x.astype(np.float32), *map(np.float32, (direction, centre)), 0.25).dtype == (
-        np.float32
-    )
-
-
 def test_a_score_opens_above_0_only_and_when_it_is_not_a_number() -> None:
     scores = np.array([-1.0, 0.0, -0.0, 1e-30, np.nan, np.inf, -np.inf])
     assert law.is_open(scores).tolist() == [False, False, False, True, True, True, False]

@@ -11,7 +11,17 @@ import pytest
 
 from guardbake.errors import MalformedError
 from guardbake.site import Site, site_from_str
-from guardbake.spec import Branch, Edit, GuardSpec, ModelIdentity, Sensor, header, tensors
+from guardbake.spec import (
+    Branch,
+    Edit,
+    GuardSpec,
+    ModelIdentity,
+    Reading,
+    Sensor,
+    header,
+    linear_sensor,
+    tensors,
+)
 
 Build = Callable[..., GuardSpec]
 F32 = np.float32
@@ -91,8 +101,7 @@ def test_a_branch_is_refused(changes: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("direction", "centre", "threshold", "says"),
     [
-        (unit() * F32(1.001), zeros(), 0.0, "unit length"),
-        (zeros(), zeros(), 0.0, "unit length"),
+        (zeros(), zeros(), 0.0, "reads nothing"),
         (unit().astype(np.float16), zeros(), 0.0, "float32"),
         (unit(), zeros(5), 0.0, "shape"),
         (unit(), zeros(), np.nan, "finite"),
@@ -103,7 +112,45 @@ def test_a_sensor_is_refused(
     direction: np.ndarray, centre: np.ndarray, threshold: float, says: str
 ) -> None:
     with pytest.raises(MalformedError, match=says):
-        Sensor(Site(0, "residual"), direction, centre, threshold)
+        linear_sensor(Site(0, "residual"), direction, centre, threshold)
+
+
+def alike(count: int) -> np.ndarray:
+    return np.stack([unit()] * count, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("readings", "thresholds", "says"),
+    [
+        ((), (0.0,), "readings"),
+        ((Reading(Site(0, "residual"), alike(1), zeros()),), (0.0, 0.0), "thresholds"),
+        ((Reading(Site(0, "residual"), alike(2), zeros()),), (0.0,), "thresholds"),
+        ((Reading(Site(0, "residual"), alike(1), zeros()),), (), "thresholds"),
+        ((Reading(Site(0, "residual"), alike(1), zeros()),) * 2, (0.0,), "distinct"),
+    ],
+)
+def test_a_sensor_of_parts_that_do_not_fit_is_refused(
+    readings: tuple[Reading, ...], thresholds: tuple[float, ...], says: str
+) -> None:
+    with pytest.raises(MalformedError, match=says):
+        Sensor(readings, thresholds)
+
+
+def test_readings_out_of_order_or_of_three_columns_are_refused() -> None:
+    early, late = (Reading(Site(n, "residual"), alike(1), zeros()) for n in (0, 1))
+    with pytest.raises(MalformedError, match="in order"):
+        Sensor((late, early), (0.0,))
+    with pytest.raises(MalformedError, match="3 columns"):
+        Reading(Site(0, "residual"), alike(3), zeros())
+
+
+@pytest.mark.parametrize("profile", ["token", "sequence"])
+def test_a_pooling_sensor_needs_a_latch(guard: Build, profile: str) -> None:
+    if profile == "sequence":
+        assert guard(profile, pools=True).sensor.pools  # type: ignore[union-attr]
+        return
+    with pytest.raises(MalformedError, match="pooling"):
+        guard(profile, pools=True)
 
 
 FFN = Site(1, "ffn_output")
@@ -161,7 +208,7 @@ def edit(layer: int, width: int = 4) -> Edit:
 
 
 def sensor(site: Site, width: int = 4) -> Sensor:
-    return Sensor(site, unit(width), zeros(width), 0.0)
+    return linear_sensor(site, unit(width), zeros(width), 0.0)
 
 
 SENSOR = sensor(Site(0, "residual"))
@@ -236,6 +283,15 @@ def test_the_same_guard_has_the_same_digest(guard: Build, kind: str) -> None:
     assert guard("token", kind).digest != guard("token", kind, seed=1).digest
 
 
+def moved(old: Sensor, site: Site) -> Sensor:
+    return replace(old, readings=(replace(old.readings[0], site=site),))
+
+
+def with_reading(old: Sensor, site: Site) -> Sensor:
+    """One reading more."""
+    return replace(old, readings=(*old.readings, replace(old.readings[0], site=site)))
+
+
 def variants(spec: GuardSpec) -> dict[str, GuardSpec]:
     """The spec with each of its fields changed once."""
     first = spec.edits[0]
@@ -244,9 +300,10 @@ def variants(spec: GuardSpec) -> dict[str, GuardSpec]:
         "method": replace(spec, method="other"),
         "profile": replace(spec, profile="token"),
         "provenance": replace(spec, provenance={"n": 4}),
-        "threshold": replace(spec, sensor=replace(spec.sensor, threshold=0.2)),
-        "sensor site": replace(spec, sensor=replace(spec.sensor, site=Site(1, "residual"))),
-        "sensor boundary": replace(spec, sensor=replace(spec.sensor, site=Site(0, "ffn_output"))),
+        "threshold": replace(spec, sensor=replace(spec.sensor, thresholds=(0.2,))),
+        "sensor site": replace(spec, sensor=moved(spec.sensor, Site(1, "residual"))),
+        "sensor boundary": replace(spec, sensor=moved(spec.sensor, Site(0, "ffn_output"))),
+        "two readings": replace(spec, sensor=with_reading(spec.sensor, Site(1, "residual"))),
         "edit site": replace(spec, edits=(replace(first, site=Site(1, "ffn_output")),)),
         "one edit more": replace(spec, edits=(replace(first, site=Site(1, "ffn_output")), first)),
     }
@@ -305,14 +362,3 @@ def test_every_array_has_a_name_of_its_own(guard: Build, kind: str, gains: bool)
     per_edit = branches * (3 if gains else 2) + {"steer": 1, "astra": 2}.get(kind, 0)
     assert len(tensors(spec)) == 2 + 2 * per_edit
     assert header(spec)["edits"][1]["site"] == "layers.2.ffn_output"
-
-
-def test_a_guard_from_before_fusions_and_gains_keeps_its_digest() -> None:
-    """The digest was taken by the version that knew neither; its packs stay valid."""
-    both = tuple(branch(modality=each, strength=1.5) for each in ("visual", "text"))
-    care = Edit(FFN, "care", both)
-    steer = Edit(Site(2, "ffn_output"), "steer", (), np.eye(4, dtype=F32)[1], 2.0)
-    reads = Sensor(Site(0, "residual"), unit(), zeros(), 0.25)
-    model = ModelIdentity("llava", 3, 4, "0")
-    spec = GuardSpec(model, "test", "token", reads, (care, steer), {"n": 3})
-    assert spec.digest == "ea767a49b363501fe7c3e5f10c906eadf402a888c02a80ac856a85aa34d70a70"

@@ -29,7 +29,8 @@ class OnnxRunner:
     """The Runner of a folder that OnnxExporter wrote, guarded or not.
 
     threads: of onnxruntime's kernels, 0 for one a core. Sessions open on first use. A decoder with
-    the input `guard_state` gets it, starting at minus the prompt's length and then fed back. One
+    the input `guard_state` gets it, starting at minus the prompt's length and then fed back;
+    `guard_memory` starts at zeros, and `guard_image_mask` tells it the prompt's image tokens. One
     with inputs `guard_text_<layer>` is asked for the prompt without its images first.
     """
 
@@ -176,6 +177,8 @@ class _Decoding:
         }
         if "guard_state" in types:
             self._state["guard_state"] = -batch.prompt_lengths.astype(np.int64)
+        if "guard_memory" in types:
+            self._state["guard_memory"] = np.zeros((rows, 3), np.float32)
         self.told = {
             value.name: np.zeros((rows, value.shape[1]), np.float32)
             for value in session.get_inputs()
@@ -184,6 +187,7 @@ class _Decoding:
         self.heard: dict[str, Array] = {}
         self._dtype = _DTYPES[types["inputs_embeds"]]
         self._mask = batch.attention_mask[:, :0]
+        self._images = batch.image_mask if "guard_image_mask" in types else None
         self._valid = batch.attention_mask == 1
         self._seen: dict[str, list[Array]] = {}
         self.prompt_positions = positions(
@@ -204,6 +208,7 @@ class _Decoding:
 
     def call(self, embeds: Array, mask: Array, position_ids: Array) -> Array:
         """Feed S tokens, embeds [B, S, d] and mask [B, S]; returns logits [B, S, V]."""
+        start = self._mask.shape[1]
         self._mask = np.concatenate([self._mask, mask], axis=1)
         feeds = {
             "inputs_embeds": embeds.astype(self._dtype, copy=False),
@@ -212,14 +217,18 @@ class _Decoding:
             **self._state,
             **self.told,
         }
+        if self._images is not None:
+            past = np.zeros_like(mask, dtype=bool)  # new tokens are no image tokens
+            piece = self._images[:, start : start + mask.shape[1]]
+            feeds["guard_image_mask"] = piece if piece.size else past
         logits = None
         for name, value in zip(self._outputs, self._session.run(None, feeds), strict=True):
             if name == "logits":
                 logits = np.asarray(value, np.float32)
             elif name.startswith("present."):
                 self._state["past_key_values." + name.removeprefix("present.")] = value
-            elif name == "guard_state_out":
-                self._state["guard_state"] = value
+            elif name in ("guard_state_out", "guard_memory_out"):
+                self._state[name.removesuffix("_out")] = value
             elif name.startswith(_HEARD):
                 self.heard[name.removeprefix(_HEARD)] = value
             else:

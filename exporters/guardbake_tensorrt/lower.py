@@ -112,11 +112,14 @@ def lower_graph(path: Path, model: ir.Model) -> LoweredGraph:
 
 
 def _gates(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
-    """Each gate's answer, [B, S] bool, with the guard functions that take it besides a tensor."""
+    """Each gate's answer, [B, S] bool, with the guard functions that gate a [B, S, d] by it."""
     found: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
     for node in graph:
+        hidden = node.inputs[0] if node.inputs else None
+        if node.domain != GUARD_DOMAIN or hidden is None or len(hidden.shape or ()) != 3:
+            continue
         for index, value in enumerate(node.inputs):
-            if node.domain != GUARD_DOMAIN or not index or value is None:
+            if not index or value is None:
                 continue
             if value.dtype == ir.DataType.BOOL:
                 found.setdefault(value, []).append((node, index))

@@ -84,6 +84,10 @@ class EngineProfile:
             return (*shape[:-2], batch, seq)
         if name == "guard_state":
             return (batch,)
+        if name == "guard_image_mask":
+            return (batch, seq)
+        if name == "guard_memory":
+            return (batch, *shape[1:])
         if name.startswith("guard_text_") and len(shape) == 2:
             return (batch, shape[1])
         if name.startswith("past_key_values.") and len(shape) == 4:

@@ -110,7 +110,9 @@ def _sensor(fit: Mapping[str, Any]) -> list[str]:
     sensor = fit["sensor"]
     if sensor is not None:
         lines += [
-            f"Sensor at {sensor['site']}, threshold {sensor['threshold']:.4g}. On the validation "
+            f"Sensor at {', '.join(sensor['sites'])}, the image tokens' mean weighted "
+            f"{sensor['pooling']:g}, thresholds (harmless standard deviations) "
+            f"{', '.join(f'{limit:.4g}' for limit in sensor['thresholds'])}. On the validation "
             f"split: harmless prompts that open the gate {_numbers(sensor['harmless_open_rate'])}; "
             f"harmful {_numbers(sensor['harmful_open_rate'])}; AUC {_numbers(sensor['auc'])}.",
             "",

@@ -12,6 +12,7 @@ from guardbake.errors import MalformedError
 from guardbake.samples import Form
 
 Scores = npt.NDArray[np.float64]
+RATES = (0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,16 @@ def calibrate(harmless: Mapping[Form, npt.ArrayLike], rate: float) -> Calibratio
     threshold = max(upper_quantile(scores, rate) for scores in harmless.values())
     rates = {f: float((np.asarray(s) > threshold).mean()) for f, s in harmless.items()}
     return Calibration(threshold, rates)
+
+
+def detection_at(harmful: npt.ArrayLike, harmless: npt.ArrayLike) -> dict[str, float]:
+    """Share of harmful scores above the threshold that 1 %, 2 % and 5 % of these harmless pass.
+
+    The threshold is taken on the scores that are judged: a figure to compare sensors by, not a
+    promise. With too few harmless scores for a rate it is stricter: none of them passes.
+    """
+    bad, good = np.asarray(harmful, dtype=np.float64), np.sort(np.asarray(harmless))[::-1]
+    found = {}
+    for rate in RATES:
+        found[f"{rate:g}"] = float((bad > good[int(np.floor(rate * len(good)))]).mean())
+    return found

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from guardbake.semantics import CLOSED, OPEN, UNDECIDED
+from guardbake.semantics import (
+    CLOSED,
+    IMAGES,
+    LAST,
+    OPEN,
+    POOLED,
+    SUM,
+    TOKENS,
+    UNDECIDED,
+)
+from guardbake.spec import Reading, Sensor
 
 DOMAIN = "guardbake"
 MIN_OPSET = 18  # from here on every reduction takes its axes as an input
@@ -63,19 +73,84 @@ class Body:
         return ir.Function(DOMAIN, name, graph=graph, attributes=())
 
 
-def sensor_function(name: str, opset: int) -> ir.Function:
-    """(x [B,S,d], direction [d,1], centre [d], threshold []) -> score [B,S] float32."""
-    op = Body(["x", "direction", "centre", "threshold"])
+def reading_inputs(reading: Reading) -> dict[str, np.ndarray]:
+    """The arrays a reading's function takes after x, by input name, in order."""
+    return {"directions": reading.directions, "centre": reading.centre}
+
+
+def sensor_inputs(sensor: Sensor) -> dict[str, np.ndarray]:
+    """The array a sensor's function takes after the features."""
+    return {"thresholds": np.array(sensor.thresholds, np.float32)}
+
+
+def reading_function(name: str, opset: int) -> ir.Function:
+    """(x [B,S,d], directions [d,C], centre [d]) -> features [B,S,C] float32."""
+    op = Body(["x", "directions", "centre"])
     x = op("Cast", [op.inputs["x"]], {"to": ir.DataType.FLOAT})
-    along = op("MatMul", [op("Sub", [x, op.inputs["centre"]]), op.inputs["direction"]])
-    flat = op("Squeeze", [along, op.ints(-1)])
-    return op.function(name, {"score": op("Sub", [flat, op.inputs["threshold"]])}, opset)
+    features = op("MatMul", [op("Sub", [x, op.inputs["centre"]]), op.inputs["directions"]])
+    return op.function(name, {"features": features}, opset)
 
 
-def _real_tokens(op: Body) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """(rank [B,S] of each token of this call, real [B,S], total [B,1]) from the attention mask."""
+def sensor_function(name: str, readings: int, opset: int) -> ir.Function:
+    """(features [B,S,1] of each reading, thresholds [1]) -> score [B,S]."""
+    op, f = _summed(readings, [])
+    last = op("Squeeze", [f, op.ints(-1)])
+    return op.function(name, {"score": op("Sub", [last, op.inputs["thresholds"]])}, opset)
+
+
+def pooling_sensor_function(name: str, readings: int, opset: int) -> ir.Function:
+    """(features [B,S,2] of each reading, thresholds [2], attention_mask [B,P+S], image_mask [B,S]
+    bool, memory [B,3]) -> score [B,S], memory_out [B,3], forgotten [B,1] bool."""
+    op, f = _summed(readings, ["attention_mask", "image_mask", "memory"])
+
+    def column(source: ir.Value, index: int) -> ir.Value:
+        """[B,S] or [B,1] of a value whose last axis has the columns."""
+        return op("Gather", [source, op.constant(index, np.int64)], {"axis": -1})
+
+    def carried(index: int) -> ir.Value:
+        return op("Unsqueeze", [column(op.inputs["memory"], index), op.ints(1)])
+
+    last = column(f, LAST)
+    _, real, fed = _real_tokens(op, last)
+    zero = op.constant(0.0, np.float32)
+    image = op("And", [op.inputs["image_mask"], real])
+    axis = op.constant(1, np.int64)
+    amounts = op("Where", [image, column(f, POOLED), zero])
+    total = op("Add", [carried(SUM), op("CumSum", [amounts, axis])])
+    ones = op("Cast", [image], {"to": ir.DataType.FLOAT})
+    images = op("Add", [carried(IMAGES), op("CumSum", [ones, axis])])
+    mean = op("Div", [total, op("Max", [images, op.constant(1.0, np.float32)])])
+    text, visual = (column(op.inputs["thresholds"], index) for index in (0, 1))
+    seen = op("Sub", [op("Add", [last, mean]), visual])
+    plain = op("Sub", [last, text])
+    score = op("Where", [op("Greater", [images, zero]), seen, plain])
+    here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.FLOAT}), op.ints(1)])
+    before = op("Sub", [op("Cast", [fed], {"to": ir.DataType.FLOAT}), here])
+    forgotten = op("Not", [op("Equal", [before, carried(TOKENS)])])
+    ends = [op.ints(-1), op.ints(INT64_MAX), op.ints(1)]
+    parts = [op("Slice", [total, *ends]), op("Slice", [images, *ends])]
+    after = op("Concat", [*parts, op("Add", [carried(TOKENS), here])], {"axis": 1})
+    outputs = {"score": score, "memory_out": after, "forgotten": forgotten}
+    return op.function(name, outputs, opset)
+
+
+def _summed(readings: int, more: Sequence[str]) -> tuple[Body, ir.Value]:
+    """A body with an input for each reading's features, and their sum."""
+    names = [f"features_{index}" for index in range(readings)]
+    op = Body([*names, "thresholds", *more])
+    total = op.inputs[names[0]]
+    for name in names[1:]:
+        total = op("Add", [total, op.inputs[name]])
+    return op, total
+
+
+def _real_tokens(op: Body, like: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """(rank [B,S] of each token of this call, real [B,S], total [B,1]) from the attention mask.
+
+    like [B,S]: any value of the call's tokens.
+    """
     mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
-    tokens = op("Shape", [op.inputs["score"]], {"start": 1, "end": 2})
+    tokens = op("Shape", [like], {"start": 1, "end": 2})
     start = op("Neg", [tokens])
     rank = op("CumSum", [mask, op.constant(1, np.int64)])
     window = [start, op.ints(INT64_MAX), op.ints(1)]
@@ -93,18 +168,24 @@ def _score_opens(op: Body) -> ir.Value:
 def token_gate_function(name: str, opset: int) -> ir.Function:
     """(score [B,S], attention_mask [B,P+S]) -> open [B,S] bool."""
     op = Body(["score", "attention_mask"])
-    _, real, _ = _real_tokens(op)
+    _, real, _ = _real_tokens(op, op.inputs["score"])
     return op.function(name, {"open": op("And", [_score_opens(op), real])}, opset)
 
 
-def sequence_gate_function(name: str, opset: int) -> ir.Function:
-    """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64."""
-    op = Body(["score", "attention_mask", "state"])
-    rank, real, total = _real_tokens(op)
+def sequence_gate_function(name: str, remembers: bool, opset: int) -> ir.Function:
+    """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64.
+
+    remembers: one more input, forgotten [B,1] bool, where the sensor's memory is not of this call.
+    """
+    op = Body(["score", "attention_mask", "state", *(["forgotten"] if remembers else [])])
+    rank, real, total = _real_tokens(op, op.inputs["score"])
     given = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
     here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.INT64}), op.ints(1)])
     past_end = op("GreaterOrEqual", [op("Sub", [total, here]), op("Neg", [given])])
     missed = op("And", [op("Less", [given, op.ints(UNDECIDED)]), past_end])
+    if remembers:
+        pending = op("LessOrEqual", [given, op.ints(UNDECIDED)])
+        missed = op("Or", [missed, op("And", [pending, op.inputs["forgotten"]])])
     state = op("Where", [missed, op.ints(OPEN), given])
     undecided = op("LessOrEqual", [state, op.ints(UNDECIDED)])
     ends_here = op("Equal", [state, op.ints(UNDECIDED)])

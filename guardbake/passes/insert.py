@@ -21,19 +21,25 @@ from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.functions import (
     DOMAIN,
     MIN_OPSET,
+    pooling_sensor_function,
+    reading_function,
+    reading_inputs,
     sensor_function,
+    sensor_inputs,
     sequence_gate_function,
     token_gate_function,
 )
 from guardbake.passes.locate import Found, locate
 from guardbake.site import Site
-from guardbake.spec import Edit, GuardSpec, Sensor
+from guardbake.spec import Edit, GuardSpec, Reading, Sensor
 
 DIGEST_KEY = "guardbake.guard"
 FOLD_KEY = "guardbake.fold"
 SITE_KEY = "guardbake.site"
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 STATE_IN, STATE_OUT = "guard_state", "guard_state_out"
+IMAGES_IN = "guard_image_mask"
+MEMORY_IN, MEMORY_OUT = "guard_memory", "guard_memory_out"
 SCORE_OUT, OPEN_OUT = "guard_score", "guard_open"
 
 
@@ -58,7 +64,7 @@ class InsertGuard:
     def __call__(self, model: ir.Model) -> InsertReport:
         refuse_guarded(model)
         spec, graph = self.spec, model.graph
-        sites = {edit.site for edit in spec.edits} | ({spec.sensor.site} if spec.sensor else set())
+        sites = {edit.site for edit in spec.edits} | set(spec.sensor.sites if spec.sensor else ())
         found = locate(graph, sorted(sites, key=lambda site: site.depth))
         opset = self._opset(model)
         for edit in spec.edits:
@@ -68,9 +74,13 @@ class InsertGuard:
         nodes: list[ir.Node] = []
         open_ = None
         if spec.sensor is not None and mask is not None:
-            score_node = self._sensor(model, found[spec.sensor.site].value, spec.sensor, opset)
+            readings = [
+                self._reading(model, found[reading.site].value, reading, opset)
+                for reading in spec.sensor.readings
+            ]
+            score_node = self._sensor(model, readings, spec.sensor, mask, opset)
             gate_node = self._gate(model, score_node, mask, opset)
-            nodes += [score_node, gate_node]
+            nodes += [*readings, score_node, gate_node]
             open_ = gate_node.outputs[0]
         for edit in spec.edits:
             nodes.append(self._edit(model, found[edit.site].value, edit, open_, mask, opset))
@@ -109,21 +119,45 @@ class InsertGuard:
             )
         return mask
 
-    def _sensor(self, model: ir.Model, x: ir.Value, sensor: Sensor, opset: int) -> ir.Node:
-        name = f"GuardbakeSensor_L{sensor.site.layer}_{self.tag}"
-        base = f"guardbake/{sensor.site}/{self.tag}"
-        arrays = {
-            "direction": sensor.direction[:, None],
-            "centre": sensor.centre,
-            "threshold": np.array(sensor.threshold, np.float32),
-        }
-        inputs = [x, *self._register(model, base, arrays)]
-        node = self._call(model, sensor_function(name, opset), inputs, f"{base}/sensor")
-        node.metadata_props[SITE_KEY] = str(sensor.site)
-        score = node.outputs[0]
-        _describe(score, ir.DataType.FLOAT, _sizes(x))
-        _producer(x).graph.insert_after(_producer(x), node)  # type: ignore[union-attr]
-        _expose(model, score, SCORE_OUT)
+    def _reading(self, model: ir.Model, x: ir.Value, reading: Reading, opset: int) -> ir.Node:
+        name = f"GuardbakeReading_L{reading.site.layer}_{self.tag}"
+        base = f"guardbake/{reading.site}/{self.tag}"
+        inputs = [x, *self._register(model, base, reading_inputs(reading))]
+        node = self._call(model, reading_function(name, opset), inputs, f"{base}/reading")
+        node.metadata_props[SITE_KEY] = str(reading.site)
+        columns = reading.directions.shape[1]
+        _describe(node.outputs[0], ir.DataType.FLOAT, [*_sizes(x), columns])
+        model.graph.insert_after(_producer(x), node)
+        return node
+
+    def _sensor(
+        self,
+        model: ir.Model,
+        readings: Sequence[ir.Node],
+        sensor: Sensor,
+        mask: ir.Value,
+        opset: int,
+    ) -> ir.Node:
+        """After the last reading: the score and, of a pooling sensor, its memory."""
+        base, name = f"guardbake/sensor/{self.tag}", f"GuardbakeSensor_{self.tag}"
+        features = [node.outputs[0] for node in readings]
+        inputs = [*features, *self._register(model, base, sensor_inputs(sensor))]
+        count = len(readings)
+        if sensor.pools:
+            batch = _sizes(mask)[0]
+            images = ir.val(IMAGES_IN, ir.DataType.BOOL, _sizes(features[0]))
+            memory = ir.val(MEMORY_IN, ir.DataType.FLOAT, [batch, 3])
+            model.graph.inputs.extend([images, memory])
+            function = pooling_sensor_function(name, count, opset)
+            node = self._call(model, function, [*inputs, mask, images, memory], base)
+            _describe(node.outputs[1], ir.DataType.FLOAT, [batch, 3])
+            _describe(node.outputs[2], ir.DataType.BOOL, [batch, 1])
+            _expose(model, node.outputs[1], MEMORY_OUT)
+        else:
+            node = self._call(model, sensor_function(name, count, opset), inputs, base)
+        _describe(node.outputs[0], ir.DataType.FLOAT, _sizes(features[0]))
+        model.graph.insert_after(readings[-1], node)
+        _expose(model, node.outputs[0], SCORE_OUT)
         return node
 
     def _gate(self, model: ir.Model, score_node: ir.Node, mask: ir.Value, opset: int) -> ir.Node:
@@ -133,8 +167,10 @@ class InsertGuard:
             batch = _sizes(mask)[0]
             state = ir.val(STATE_IN, ir.DataType.INT64, [batch])
             graph.inputs.append(state)
-            function = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
-            node = self._call(model, function, [score, mask, state], base)
+            forgotten = list(score_node.outputs[2:])
+            name = f"GuardbakeSequenceGate_{self.tag}"
+            function = sequence_gate_function(name, bool(forgotten), opset)
+            node = self._call(model, function, [score, mask, state, *forgotten], base)
             _describe(node.outputs[1], ir.DataType.INT64, [batch])
             _expose(model, node.outputs[1], STATE_OUT)
         else:

@@ -16,13 +16,20 @@ from guardbake.errors import IntegrityError, SiteError
 from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.functions import (
     DOMAIN,
+    pooling_sensor_function,
+    reading_function,
+    reading_inputs,
     sensor_function,
+    sensor_inputs,
     sequence_gate_function,
     token_gate_function,
 )
 from guardbake.passes.insert import (
     DIGEST_KEY,
     FOLD_KEY,
+    IMAGES_IN,
+    MEMORY_IN,
+    MEMORY_OUT,
     OPEN_OUT,
     SCORE_OUT,
     STATE_IN,
@@ -32,7 +39,7 @@ from guardbake.passes.insert import (
 )
 from guardbake.passes.locate import locate
 from guardbake.site import Site
-from guardbake.spec import Edit, GuardSpec, Sensor
+from guardbake.spec import Edit, GuardSpec
 
 
 @dataclass(frozen=True)
@@ -88,35 +95,80 @@ class VerifyGuard:
 
     def _expected_nodes(self) -> Iterator[str]:
         if self.spec.sensor is not None:
-            yield f"guardbake/{self.spec.sensor.site}/{self.tag}/sensor"
+            for site in self.spec.sensor.sites:
+                yield f"guardbake/{site}/{self.tag}/reading"
+            yield f"guardbake/sensor/{self.tag}"
             yield f"guardbake/gate/{self.tag}"
         for edit in self.spec.edits:
             yield f"guardbake/{edit.site}/{self.tag}/edit"
 
     def _check_gate(self, model: ir.Model, calls: dict[str, ir.Node], opset: int) -> ir.Value:
         """Sensor and gate are as the law says; returns the gate's open value."""
-        sensor = self.spec.sensor
-        assert sensor is not None
-        base = f"guardbake/{sensor.site}/{self.tag}"
-        sensor_node = calls[f"{base}/sensor"]
-        function = sensor_function(f"GuardbakeSensor_L{sensor.site.layer}_{self.tag}", opset)
-        self._check_body(model, sensor_node, function)
-        self._check_arrays(sensor_node, base, _sensor_arrays(sensor), skip=1)
-        self._check_reads(sensor_node, 0, self._locate(model, sensor.site))
+        readings = self._check_readings(model, calls, opset)
+        sensor_node = self._check_sensor(model, calls[f"guardbake/sensor/{self.tag}"], readings)
+        score, *more = sensor_node.outputs
         gate = calls[f"guardbake/gate/{self.tag}"]
-        wanted = ["attention_mask"]
         if self.spec.profile == "sequence":
-            body = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", opset)
-            wanted.append(STATE_IN)
+            body = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", bool(more), opset)
+            fed = ["attention_mask", STATE_IN]
         else:
             body = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
+            fed = ["attention_mask"]
         self._check_body(model, gate, body)
-        if len(gate.inputs) != 1 + len(wanted):
-            self._refuse(f"a gate of {len(gate.inputs)} inputs", f"{1 + len(wanted)} inputs")
-        self._check_reads(gate, 0, sensor_node.outputs[0])
-        self._check_fed(gate.inputs[1:], wanted)
-        self._check_outputs(model, (sensor_node.outputs[0], *gate.outputs))
+        self._check_inputs(gate, [score], fed, more[1:])
+        exposed = {SCORE_OUT: score, OPEN_OUT: gate.outputs[0]}
+        exposed |= {MEMORY_OUT: more[0]} if more else {}
+        exposed |= {STATE_OUT: gate.outputs[1]} if len(gate.outputs) > 1 else {}
+        for name, value in exposed.items():
+            self._check_output(model, value, name)
         return gate.outputs[0]
+
+    def _check_readings(
+        self, model: ir.Model, calls: dict[str, ir.Node], opset: int
+    ) -> list[ir.Value]:
+        """Each reading is as the law says and reads its site; returns their features."""
+        assert self.spec.sensor is not None
+        features = []
+        for reading in self.spec.sensor.readings:
+            base = f"guardbake/{reading.site}/{self.tag}"
+            node = calls[f"{base}/reading"]
+            function = reading_function(f"GuardbakeReading_L{reading.site.layer}_{self.tag}", opset)
+            self._check_body(model, node, function)
+            self._check_arrays(node, base, reading_inputs(reading), skip=1)
+            self._check_reads(node, 0, self._locate(model, reading.site))
+            features.append(node.outputs[0])
+        return features
+
+    def _check_sensor(
+        self, model: ir.Model, node: ir.Node, features: Sequence[ir.Value]
+    ) -> ir.Node:
+        sensor = self.spec.sensor
+        assert sensor is not None
+        opset, count = model.opset_imports.get("", 0), len(features)
+        make = pooling_sensor_function if sensor.pools else sensor_function
+        self._check_body(model, node, make(f"GuardbakeSensor_{self.tag}", count, opset))
+        fed = ["attention_mask", IMAGES_IN, MEMORY_IN] if sensor.pools else []
+        base = f"guardbake/sensor/{self.tag}"
+        arrays = sensor_inputs(sensor)
+        self._check_arrays(node, base, arrays, skip=count, after=len(fed))
+        own = list(node.inputs[count : count + len(arrays)])
+        self._check_inputs(node, [*features, *[v for v in own if v is not None]], fed, [])
+        return node
+
+    def _check_inputs(
+        self,
+        node: ir.Node,
+        values: Sequence[ir.Value],
+        fed: Sequence[str],
+        more: Sequence[ir.Value],
+    ) -> None:
+        """The node reads `values`, then graph inputs called `fed`, then the values `more`."""
+        stop = len(values) + len(fed)
+        if len(node.inputs) != stop + len(more):
+            self._refuse(f"{node.name} of {len(node.inputs)} inputs", f"{stop + len(more)} inputs")
+        for index, value in [*enumerate(values), *enumerate(more, start=stop)]:
+            self._check_reads(node, index, value)
+        self._check_fed(node.inputs[len(values) : stop], fed)
 
     def _check_fed(self, values: Sequence[ir.Value | None], names: Sequence[str]) -> None:
         """What the guard knows of the call comes from the caller, and from the caller alone."""
@@ -127,12 +179,8 @@ class VerifyGuard:
             if not value.is_graph_input() or value.is_initializer():
                 self._refuse(f"{name} computed or preset in the graph", "an input of the graph")
 
-    def _check_outputs(self, model: ir.Model, values: Sequence[ir.Value]) -> None:
-        """Score, open and state are seen outside under their names, as the guard computed them."""
-        for name, value in zip((SCORE_OUT, OPEN_OUT, STATE_OUT), values, strict=False):
-            self._check_output(model, value, name)
-
     def _check_output(self, model: ir.Model, value: ir.Value, name: str) -> None:
+        """Seen outside under its name, as the guard computed it."""
         if value.name != name or not any(out is value for out in model.graph.outputs):
             self._refuse(f"no graph output {name} of the guard's own", "an observable guard")
 
@@ -186,11 +234,19 @@ class VerifyGuard:
             self._refuse(f"another body of function {node.op_type}", "the body of the law")
 
     def _check_arrays(
-        self, node: ir.Node, base: str, arrays: dict[str, np.ndarray], skip: int
+        self,
+        node: ir.Node,
+        base: str,
+        arrays: dict[str, np.ndarray],
+        skip: int,
+        after: int = 0,
     ) -> None:
-        if len(node.inputs) != skip + len(arrays):
-            self._refuse(f"{node.name} with {len(node.inputs)} inputs", f"{skip + len(arrays)}")
-        for value, (key, array) in zip(node.inputs[skip:], arrays.items(), strict=True):
+        """The node's inputs past the first `skip` and before the last `after` are `arrays`."""
+        wanted = skip + len(arrays) + after
+        if len(node.inputs) != wanted:
+            self._refuse(f"{node.name} with {len(node.inputs)} inputs", f"{wanted}")
+        own = node.inputs[skip : wanted - after]
+        for value, (key, array) in zip(own, arrays.items(), strict=True):
             tensor = value.const_value if value is not None else None
             if value is None or value.name != f"{base}/{key}" or tensor is None:
                 self._refuse(f"{node.name} without the initialiser {key}", f"{base}/{key}")
@@ -200,14 +256,6 @@ class VerifyGuard:
             same = (stored.dtype, stored.shape) == (array.dtype, array.shape)
             if not same or stored.tobytes() != np.ascontiguousarray(array).tobytes():
                 self._refuse(f"{value.name} with other numbers", "the numbers of the guard pack")
-
-
-def _sensor_arrays(sensor: Sensor) -> dict[str, np.ndarray]:
-    return {
-        "direction": sensor.direction[:, None],
-        "centre": sensor.centre,
-        "threshold": np.asarray(np.float32(sensor.threshold)),
-    }
 
 
 def _body_bytes(function: ir.Function) -> bytes:

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from guardbake.diagnose.separability import area_under_curve
 from guardbake.evaluate.arms import Arm
 from guardbake.evaluate.judges import judge
 from guardbake.evaluate.table import GREEDY, Group, Table, table_of
+from guardbake.fit.gate import detection_at
 from guardbake.recipe import BehaviourSection
 from guardbake.samples import FORMS, Form, Label, Sample
 from guardbake.spec import GuardSpec
@@ -27,8 +32,11 @@ def measure(
     section: BehaviourSection,
     batch_size: int,
     advance: Advance,
-) -> Table:
-    """Every test prompt in every form, unguarded and guarded, greedy, judged by keywords."""
+) -> tuple[Table, dict[str, Any] | None]:
+    """Every test prompt in every form, unguarded and guarded, greedy, judged by keywords.
+
+    Returns the table and, of a gated guard, what its sensor made of the prompts.
+    """
     questions = Questions(
         vlm,
         splits.samples("test"),
@@ -50,7 +58,23 @@ def measure(
         )
         for (label, form), rows in _by_label_and_form(questions.samples).items()
     ]
-    return table_of(groups)
+    sensed = None if spec.sensor is None else _sensed(questions.samples, questions.scores(spec))
+    return table_of(groups), sensed
+
+
+def _sensed(samples: Sequence[Sample], scores: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """By form: how often the gate opens, and what the score alone can tell apart."""
+    rows = _by_label_and_form(samples)
+    found: dict[str, Any] = {}
+    for form in dict.fromkeys(sample.form for sample in samples):
+        bad, good = (scores[rows[label, form]] for label in ("harmful", "harmless"))
+        found[form] = {
+            "harmful_open_rate": float((bad > 0).mean()),
+            "harmless_open_rate": float((good > 0).mean()),
+            "auc": area_under_curve(bad, good),
+            "detection_at": detection_at(bad, good),
+        }
+    return found
 
 
 def _by_label_and_form(samples: Sequence[Sample]) -> dict[tuple[Label, Form], list[int]]:
@@ -60,13 +84,16 @@ def _by_label_and_form(samples: Sequence[Sample]) -> dict[tuple[Label, Form], li
     return rows
 
 
-def summarise(table: Table, section: BehaviourSection) -> dict[str, Any]:
+def summarise(
+    table: Table, sensed: dict[str, Any] | None, section: BehaviourSection
+) -> dict[str, Any]:
     """The table, the two declared budgets and whether they hold, as JSON values."""
     ratio = _attack_ratio(table)
     rises = {form: _harmless_rise(table, form) for form in FORMS}
     return {
         "table": table.to_json(),
         "markdown": table.to_markdown(),
+        "sensor": sensed,
         "attack_ratio": {"value": ratio, "budget": section.attack_ratio},
         "harmless_rise": {"value": rises, "budget": section.harmless_rise},
         "passed": ratio <= section.attack_ratio

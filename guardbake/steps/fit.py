@@ -14,10 +14,10 @@ from guardbake.artifact import load_guard, save_guard
 from guardbake.diagnose.separability import separability
 from guardbake.evaluate.judges import judge
 from guardbake.fit.candidates import Candidate, candidates
-from guardbake.fit.sensor import fit_sensor
+from guardbake.fit.sensor import SensorPlan, SensorReport, fit_sensor
 from guardbake.fit.sign_test import Budget, Outcome, choose
-from guardbake.recipe import FitSection, Recipe
-from guardbake.samples import Form, Sample
+from guardbake.recipe import FitSection, Recipe, SensorSection
+from guardbake.samples import FORMS, Form, Sample
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity, Sensor
 from guardbake.steps.contrasts import attribution_for, capture_contrasts
@@ -53,9 +53,10 @@ def fit_guard(
     """
     section, size = recipe.fit, recipe.batch_size
     sites = every_site(vlm)
+    forms = FIT_FORMS if section.sensor is None or not section.sensor.pooling else FORMS
     fitting = capture(
         vlm,
-        splits.samples("fit", FIT_FORMS),
+        splits.samples("fit", forms),
         sites,
         typography,
         size,
@@ -69,8 +70,12 @@ def fit_guard(
         typography,
         size,
         lambda done, total: advance("reading the validation split", done, total),
+        sensor_sites(section.sensor),
     )
-    sensor, sensor_figures = _sensor(section, fitting, questions.capture_last(sites))
+    sensor, sensor_figures = None, None
+    if section.sensor is not None:
+        sensor, report = fit_sensor(fitting, questions.activations, _plan(section.sensor))
+        sensor_figures = _figures(report)
     tried = list(candidates(section.candidates, contrasts))
     identity = identify(vlm)
     specs = {c.name: _spec(identity, section, sensor, c, {}) for c in tried}
@@ -126,23 +131,35 @@ def identify(vlm: Vlm) -> ModelIdentity:
     )
 
 
-def _sensor(
-    section: FitSection, fitting: Activations, held_out: Activations
-) -> tuple[Sensor | None, dict[str, Any] | None]:
-    if section.sensor is None:
-        return None, None
-    first, last = section.sensor.layers
-    sites = [Site(layer, "residual") for layer in range(first, last + 1)]
-    rate = section.sensor.false_positive_rate
-    sensor, report = fit_sensor(fitting, held_out, sites, section.sensor.ridges, rate)
-    return sensor, {
-        "site": str(report.site),
+def sensor_sites(section: SensorSection | None) -> list[Site]:
+    """The residuals that a sensor may read."""
+    if section is None:
+        return []
+    first, last = section.layers
+    return [Site(layer, "residual") for layer in range(first, last + 1)]
+
+
+def _plan(section: SensorSection) -> SensorPlan:
+    return SensorPlan(
+        sensor_sites(section),
+        section.readings,
+        section.ridges,
+        section.false_positive_rate,
+        section.pooling,
+    )
+
+
+def _figures(report: SensorReport) -> dict[str, Any]:
+    return {
+        "sites": [str(site) for site in report.sites],
         "ridge": report.ridge,
+        "pooling": report.pooling,
         "cross_fitted_detection": report.cross_fitted,
-        "threshold": report.calibration.threshold,
-        "harmless_open_rate": dict(report.calibration.open_rate),
+        "thresholds": [c.threshold for c in report.calibrations],
+        "harmless_open_rate": {f: r for c in report.calibrations for f, r in c.open_rate.items()},
         "harmful_open_rate": dict(report.detection),
         "auc": dict(report.auc),
+        "detection_at": {form: dict(rates) for form, rates in report.at.items()},
     }
 
 

@@ -16,13 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from guardbake.activations import Activations, Rows
 from guardbake.errors import UsageError
 from guardbake.plugins import first_end
 from guardbake.samples import Sample
 from guardbake.site import Site
-from guardbake.spec import GuardSpec
-from guardbake.vlm.capture import recorded
+from guardbake.spec import GuardSpec, Sensor
+from guardbake.vlm.capture import PromptRows, watching
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Asking, batches
 from guardbake.vlm.runner import Session, decode, end_ids, greedy, prepare
@@ -55,17 +54,29 @@ class Questions:
         asking: Asking,
         batch_size: int,
         progress: Progress,
+        sites: Sequence[Site] = (),
     ) -> None:
+        """sites: where `activations` keeps rows of the prompts, unguarded."""
         self._vlm = vlm
         self._ends = end_ids(vlm)
         self._sessions: list[tuple[Session, Sequence[Sample]]] = []
+        self._sensor: Sensor | None = None
+        self._memories: dict[Session, Tensor] = {}
         self.samples: list[Sample] = []
+        rows = PromptRows()
         for some, batch in batches(vlm, samples, asking, batch_size):
             session = Session(vlm, prepare(vlm, batch), None)
-            session.feed(batch.input_ids.shape[1] - 1)
+            columns = batch.input_ids.shape[1]
+            with watching(vlm, sites, partial(rows.see_image, batch)):
+                session.feed(columns - 1)
+            if sites:
+                with watching(vlm, sites, rows.see_last):
+                    session.feed(columns)
+                session.rewind(columns - 1, None)
             self._sessions.append((session, some))
             self.samples += some
             progress(len(self.samples), len(samples))
+        self.activations = rows.activations(self.samples)
 
     @torch.no_grad()
     def ask(
@@ -89,16 +100,9 @@ class Questions:
     @torch.no_grad()
     def opens(self, spec: GuardSpec) -> list[bool]:
         """Whether the guard's gate is open at each prompt's last token, in order."""
-        if spec.sensor is None:
-            raise UsageError(
-                found=f"a guard of profile {spec.profile}",
-                expected="a guard with a sensor",
-                where="the question whether its gate opens",
-                remedy="use a gated guard",
-            )
         opened: list[bool] = []
         for session, _ in self._sessions:
-            with self._at_last_token(session, spec):
+            with self._at_last_token(session, _gated(spec)):
                 session.feed(_columns(session))
                 assert session.guard is not None
                 assert session.guard.open is not None
@@ -106,17 +110,16 @@ class Questions:
         return opened
 
     @torch.no_grad()
-    def capture_last(self, sites: Sequence[Site]) -> Activations:
-        """Rows at the last prompt token, unguarded. Image means are not taken here."""
-        last: dict[Site, list[Rows]] = {site: [] for site in sites}
+    def scores(self, spec: GuardSpec) -> Array:
+        """The guard's score at each prompt's last token, [N] float32; above 0 opens the gate."""
+        found: list[Array] = []
         for session, _ in self._sessions:
-            columns = _columns(session)
-            session.rewind(columns - 1, None)
-            seen = recorded(self._vlm, sites, partial(session.feed, columns))
-            for site, tensor in seen.items():
-                last[site].append(tensor[:, -1].numpy())
-        rows = {site: np.concatenate(parts) for site, parts in last.items()}
-        return Activations(self.samples, rows, {})
+            with self._at_last_token(session, _gated(spec)):
+                session.feed(_columns(session))
+                assert session.guard is not None
+                assert session.guard.score is not None
+                found.append(session.guard.score[:, -1].float().numpy())
+        return np.concatenate(found)
 
     @torch.no_grad()
     def drift(
@@ -148,7 +151,8 @@ class Questions:
     def _at_last_token(self, session: Session, spec: GuardSpec | None) -> Iterator[None]:
         """The session guarded by `spec`, its prompt fed up to where this guard may differ."""
         reusable = spec is None or spec.profile == "sequence"
-        session.rewind(_columns(session) - 1 if reusable else 0, spec)
+        memory = self._memory(session, spec) if reusable else None
+        session.rewind(_columns(session) - 1 if reusable else 0, spec, memory)
         try:
             with session.guarded():
                 yield
@@ -157,12 +161,38 @@ class Questions:
                 session.rewind(0, None)
                 session.feed(_columns(session) - 1)
 
+    def _memory(self, session: Session, spec: GuardSpec | None) -> Tensor | None:
+        """What the sensor remembers of the prompt before its last token; read once a sensor."""
+        sensor = None if spec is None else spec.sensor
+        if sensor is None or not sensor.pools:
+            return None
+        if sensor is not self._sensor:
+            self._sensor, self._memories = sensor, {}
+        if session not in self._memories:
+            session.rewind(0, spec)
+            with session.guarded():
+                session.feed(_columns(session) - 1)
+            assert session.guard is not None
+            self._memories[session] = session.guard.memory
+        return self._memories[session]
+
     def _texts(self, ids: Tensor) -> list[str]:
         cut = []
         for row in ids.tolist():
             stop = next((i for i, token in enumerate(row) if token in self._ends), len(row))
             cut.append(row[:stop])
         return list(self._vlm.processor.tokenizer.batch_decode(cut, skip_special_tokens=True))
+
+
+def _gated(spec: GuardSpec) -> GuardSpec:
+    if spec.sensor is None:
+        raise UsageError(
+            found=f"a guard of profile {spec.profile}",
+            expected="a guard with a sensor",
+            where="the question whether its gate opens",
+            remedy="use a gated guard",
+        )
+    return spec
 
 
 def _columns(session: Session) -> int:

@@ -70,7 +70,7 @@ def capture(
 
         def see(site: Site, tensor: Tensor, batch: Batch = batch) -> None:
             last.add(site, tensor[:, -1].numpy())
-            means.add(site, _image_mean(tensor, batch))
+            means.add(site, _image_mean(tensor, batch.image_mask))
             if attribution is not None and site in attribution.sites:
                 spans = list(zip(tensor.numpy(), batch.image_mask, batch.text_mask, strict=True))
                 images.add(site, np.stack([attribution.image(*span) for span in spans]))
@@ -153,6 +153,23 @@ def recorded(vlm: Vlm, sites: Sequence[Site], call: Callable[[], object]) -> dic
     return seen
 
 
+class PromptRows:
+    """Rows of prompts that are fed in two calls: all but the last token, then that one."""
+
+    def __init__(self) -> None:
+        self._last, self._means = _Parts(), _Parts()
+
+    def see_image(self, batch: Batch, site: Site, tensor: Tensor) -> None:
+        """tensor [B, T - 1, d]: the last token is never an image token."""
+        self._means.add(site, _image_mean(tensor, batch.image_mask[:, : tensor.shape[1]]))
+
+    def see_last(self, site: Site, tensor: Tensor) -> None:
+        self._last.add(site, tensor[:, -1].numpy())
+
+    def activations(self, samples: Sequence[Sample]) -> Activations:
+        return Activations(list(samples), self._last.joined(), self._means.joined())
+
+
 class _Parts:
     """Rows [B, d] of one batch after another, by site."""
 
@@ -166,8 +183,8 @@ class _Parts:
         return {site: np.concatenate(parts) for site, parts in self._parts.items()}
 
 
-def _image_mean(tensor: Tensor, batch: Batch) -> Rows:
-    """Mean over image tokens, [B, d]; NaN where a row has none."""
-    mask = torch.from_numpy(batch.image_mask)[..., None]
+def _image_mean(tensor: Tensor, image: Flags) -> Rows:
+    """Mean over the image tokens [B, T] of [B, T, d]: [B, d], NaN where a row has none."""
+    mask = torch.from_numpy(image)[..., None]
     total = torch.where(mask, tensor, 0).sum(1)
     return np.asarray((total / mask.sum(1)).numpy())

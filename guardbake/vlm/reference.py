@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from guardbake.errors import UsageError
 from guardbake.site import Site
-from guardbake.spec import Branch, Edit, GuardSpec
+from guardbake.spec import Branch, Edit, GuardSpec, Reading, Sensor
 
 EPS = 1e-8
 CLOSED, OPEN = 1, 2
@@ -24,36 +25,52 @@ CLOSED, OPEN = 1, 2
 class TorchGuard:
     """A guard on its way through one batch.
 
-    Before every forward call set `attention_mask` [B, P + S]; `state` [B] int64 carries the
+    Before every forward call set `attention_mask` [B, P + S] and, for a pooling sensor,
+    `image_mask` [B, S], the call's image tokens; `state` [B] int64 carries the
     verdict from call to call (-n undecided until real token n, 0 undecided until the end of the
-    call, 1 closed, 2 open). After a call: `score` [B, S] in float32 or wider, `open` [B, S] bool
-    and `edited[site]` [B, S, d] are what the guard saw and did; without a sensor score is None.
-    A guard with `replace` edits wants `hear` before its first call.
+    call, 1 closed, 2 open), `memory` [B, 3] float64 what a pooling sensor needs of earlier calls
+    (sum over image tokens, their number, real tokens fed). After a call: `score` [B, S] in float32
+    or wider, `open` [B, S] bool and `edited[site]` [B, S, d] are what the guard saw and did;
+    without a sensor score is None. A guard with `replace` edits wants `hear` before its first call.
     """
 
     def __init__(self, spec: GuardSpec, state: Tensor) -> None:
         self.spec = spec
         self.state = state
+        self.memory = torch.zeros(len(state), 3, dtype=torch.float64)
         self.attention_mask = torch.ones(len(state), 0, dtype=torch.long)
+        self.image_mask = torch.zeros(len(state), 0, dtype=torch.bool)
         self.score: Tensor | None = None
         self.open: Tensor | None = None
         self.edited: dict[Site, Tensor] = {}
         self.text: dict[Site, Tensor] = {}
         self._edits = [(edit, _EditTensors(edit)) for edit in spec.edits]
-        if spec.sensor is not None:
-            self._direction = torch.tensor(spec.sensor.direction)
-            self._centre = torch.tensor(spec.sensor.centre)
+        self._readings = [] if spec.sensor is None else list(spec.sensor.readings)
+        self._features: list[Tensor] = []
 
-    def sense(self, x: Tensor) -> None:
-        """Read the sensor's site: x [B, S, d] in the model's dtype."""
+    def read(self, reading: Reading, x: Tensor) -> None:
+        """Take the sensor's features from x [B, S, d]; the last reading of a call decides."""
+        x = _wide(x)
+        directions = torch.tensor(reading.directions, dtype=x.dtype)
+        self._features.append((x - torch.tensor(reading.centre, dtype=x.dtype)) @ directions)
+        if reading is self._readings[-1]:
+            features = torch.stack(self._features).sum(0)
+            self._features = []
+            self._sense(features)
+
+    def _sense(self, features: Tensor) -> None:
+        """features [B, S, C]: score them and open or close the gate."""
         sensor = self.spec.sensor
         assert sensor is not None
-        x = _wide(x)
-        along = (x - self._centre.to(x.dtype)) @ self._direction.to(x.dtype)
-        self.score = along - sensor.threshold
         mask = self.attention_mask
-        tokens = x.shape[1]
+        tokens = features.shape[1]
         real = mask[:, -tokens:].bool()
+        lost = torch.zeros(len(mask), dtype=torch.bool)
+        if sensor.pools:
+            lost = mask[:, :-tokens].sum(1) != self.memory[:, 2]
+            self.score = self._pool(features, real, sensor)
+        else:
+            self.score = features[..., 0] - sensor.thresholds[0]
         above = ~(self.score <= 0)
         if self.spec.profile == "token":
             self.open = above & real
@@ -61,8 +78,22 @@ class TorchGuard:
         position = mask.cumsum(1)[:, -tokens:]
         rows = []
         for row in range(len(mask)):
+            if bool(lost[row]) and int(self.state[row]) <= 0:
+                self.state[row] = OPEN  # what was fed before went by unread: fail closed
             rows.append(self._decide(row, position[row], real[row], above[row]))
         self.open = torch.stack(rows)
+
+    def _pool(self, features: Tensor, real: Tensor, sensor: Sensor) -> Tensor:
+        """Scores [B, S] that average over the image tokens so far; moves `memory` on."""
+        last, pooled = features.unbind(-1)
+        text, visual = sensor.thresholds
+        image = self.image_mask & real
+        total = self.memory[:, :1] + torch.where(image, pooled.double(), 0.0).cumsum(1)
+        count = self.memory[:, 1:2] + image.cumsum(1)
+        tokens = self.memory[:, 2] + real.sum(1)
+        self.memory = torch.stack([total[:, -1], count[:, -1], tokens], 1).detach()
+        mean = (total / count.clamp(min=1)).to(last.dtype)
+        return torch.where(count > 0, last + mean - visual, last - text)
 
     def _decide(self, row: int, position: Tensor, real: Tensor, above: Tensor) -> Tensor:
         """One sequence: open [S] for this call; moves `state[row]` on."""
@@ -113,15 +144,12 @@ class TorchGuard:
     def installed(self, layers: nn.ModuleList, ffn: str) -> Iterator[TorchGuard]:
         """Hooks on decoder `layers`, whose FFN is the submodule named `ffn`; removed on exit."""
         with ExitStack() as stack:
-            sensor = self.spec.sensor
-            if sensor is not None:
-                stack.enter_context(on_site(layers, ffn, sensor.site, self._read))
+            for reading in self._readings:
+                see = partial(self.read, reading)
+                stack.enter_context(on_site(layers, ffn, reading.site, see))
             for edit, tensors in self._edits:
                 stack.enter_context(on_site(layers, ffn, edit.site, self._editor(edit, tensors)))
             yield self
-
-    def _read(self, x: Tensor) -> None:
-        self.sense(x)
 
     def _editor(self, edit: Edit, tensors: _EditTensors) -> Callable[[Tensor], Tensor]:
         return lambda y: self.edit(edit, tensors, y)

@@ -39,13 +39,13 @@ def tap_name(site: Site) -> str:
 class Prompt:
     """Ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T].
 
-    words: [B, T] bool, the real tokens that are no image's.
+    image: [B, T] bool, the image tokens.
     """
 
     embeds: Tensor
     positions: Tensor
     mask: Tensor
-    words: Tensor
+    image: Tensor
 
 
 def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
@@ -71,7 +71,7 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
         )
     else:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Prompt(embeds, positions, mask, mask.bool() & ~torch.from_numpy(batch.image_mask))
+    return Prompt(embeds, positions, mask, torch.from_numpy(batch.image_mask))
 
 
 class Session:
@@ -103,6 +103,7 @@ class Session:
             self.prompt.embeds[:, start:stop],
             self.prompt.positions[..., start:stop],
             self.prompt.mask[:, :stop],
+            self.prompt.image[:, start:stop],
         )
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -113,19 +114,25 @@ class Session:
             [self.prompt.mask, self.prompt.mask.new_ones(len(tokens), new + tokens.shape[1])], 1
         )
         embeds = self.vlm.model.get_input_embeddings()(tokens)
-        return self._call(embeds, self._next + offset, mask)
+        words = torch.zeros_like(tokens, dtype=torch.bool)
+        return self._call(embeds, self._next + offset, mask, words)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, n, V] float32."""
         out: Tensor = self._head(hidden)
         return out.float()
 
-    def rewind(self, to: int, spec: GuardSpec | None) -> None:
-        """Forget every token from column `to` on and take another guard, its state fresh."""
+    def rewind(self, to: int, spec: GuardSpec | None, memory: Tensor | None = None) -> None:
+        """Forget every token from column `to` on and take another guard, its state fresh.
+
+        memory: what a pooling sensor would remember of the columns before `to`.
+        """
         if self.fed > to:
             self.cache.crop(to - self.fed)  # a negative number: how many to drop
         self.fed = to
         self.guard = self._guard(spec)
+        if self.guard is not None and memory is not None:
+            self.guard.memory = memory
 
     def _guard(self, spec: GuardSpec | None) -> TorchGuard | None:
         """A guard that has seen nothing of the prompt but, if it asks for it, its text alone."""
@@ -139,8 +146,9 @@ class Session:
     @torch.no_grad()
     def _text_only(self, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Rows [B, d] of the last token, the prompt's image tokens left out, unguarded."""
-        words, layers = self.prompt.words, self.vlm.model.get_submodule(self.vlm.family.layers)
+        layers = self.vlm.model.get_submodule(self.vlm.family.layers)
         assert isinstance(layers, nn.ModuleList)
+        words = self.prompt.mask.bool() & ~self.prompt.image
         # a stable sort puts them to the right in their order: left padding again
         order = words.long().argsort(dim=1, stable=True)[:, -int(words.sum(1).max()) :]
         mask = words.gather(1, order).long()
@@ -160,9 +168,9 @@ class Session:
             )
         return rows
 
-    def _call(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _call(self, embeds: Tensor, positions: Tensor, mask: Tensor, image: Tensor) -> Tensor:
         if self.guard is not None:
-            self.guard.attention_mask = mask
+            self.guard.attention_mask, self.guard.image_mask = mask, image
         out = self._decoder(
             inputs_embeds=embeds,
             attention_mask=mask,

@@ -55,7 +55,7 @@ def spec(vlm: Vlm, guard: Any) -> GuardSpec:
     assert score.score is not None
     assert made.sensor is not None
     middle = float(np.sort(score.score)[COUNT // 2 - 1 : COUNT // 2 + 1].mean())
-    return replace(made, sensor=replace(made.sensor, threshold=middle))
+    return replace(made, sensor=replace(made.sensor, thresholds=(middle,)))
 
 
 @pytest.fixture(scope="module")

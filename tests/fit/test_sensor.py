@@ -7,37 +7,46 @@ from typing import Any
 import numpy as np
 import pytest
 
+from guardbake import semantics as law
 from guardbake.errors import MalformedError
-from guardbake.fit.sensor import fit_sensor
+from guardbake.fit.sensor import SensorPlan, fit_sensor
 from guardbake.site import Site
+from guardbake.spec import Sensor
 
 PLANTED, WEAKER = Site(1, "residual"), Site(2, "ffn_output")
+
+
+def plan(sites: Any, ridges: Any = (0.1, 1.0), rate: float = 0.1, **more: Any) -> SensorPlan:
+    return SensorPlan(sites, more.pop("readings", 1), ridges, rate, **more)
 
 
 def fitted(made: Any, rate: float = 0.1, **strengths: Any) -> Any:
     where = strengths or {"planted": 6.0, "weaker": 2.0}
     planted = {PLANTED: where["planted"], WEAKER: where["weaker"]}
-    return fit_sensor(
-        made.activations(planted),
-        made.activations(planted, seed=1),
-        made.sites,
-        (0.1, 1.0),
-        rate,
-    )
+    held_out = made.activations(planted, seed=1)
+    return fit_sensor(made.activations(planted), held_out, plan(made.sites, rate=rate))
+
+
+def scores(sensor: Sensor, rows: dict[Site, np.ndarray]) -> np.ndarray:
+    """By the law, each row as a token."""
+    features = law.features([rows[site][:, None] for site in sensor.sites], sensor.readings)
+    return law.score(features, sensor.thresholds)[:, 0]
 
 
 def test_the_planted_site_is_found(made: Any) -> None:
     sensor, report = fitted(made)
-    assert sensor.site == report.site == PLANTED
-    assert sensor.direction[0] > 0.95  # harm is positive, along the planted axis
-    assert abs(sensor.direction[1]) < 0.2  # and not along what tells the forms apart
+    assert sensor.sites == report.sites == (PLANTED,)
+    direction = sensor.readings[0].directions[:, 0]
+    direction = direction / np.linalg.norm(direction)
+    assert direction[0] > 0.95  # harm is positive, along the planted axis
+    assert abs(direction[1]) < 0.2  # and not along what tells the forms apart
     assert report.cross_fitted > 0.95
     assert set(report.auc) == set(report.detection) == {"text", "typographic"}
     assert min(report.auc.values()) > 0.99
 
 
 def test_the_site_follows_the_plant(made: Any) -> None:
-    assert fitted(made, planted=2.0, weaker=6.0)[0].site == WEAKER
+    assert fitted(made, planted=2.0, weaker=6.0)[0].sites == (WEAKER,)
 
 
 def test_the_earliest_of_equal_sites_is_taken(made: Any) -> None:
@@ -46,36 +55,95 @@ def test_the_earliest_of_equal_sites_is_taken(made: Any) -> None:
     sensor, report = fit_sensor(
         made.activations(strengths),
         made.activations(strengths, seed=1),
-        made.sites[::-1],
-        (0.1,),
-        0.1,
+        plan(made.sites[::-1], (0.1,), readings=3),
     )
     assert report.cross_fitted == 1.0
-    assert sensor.site == made.sites[0]
+    assert sensor.sites == (made.sites[0],)
+
+
+def test_sites_that_know_more_together_are_read_together(made: Any) -> None:
+    """Independent noise at each site: three weak views make a better one."""
+    weak = dict.fromkeys(made.sites, 1.5)
+    both = made.activations(weak, prompts=150), made.activations(weak, prompts=150, seed=1)
+    alone = fit_sensor(*both, plan(made.sites, (1.0,)))[1]
+    sensor, report = fit_sensor(*both, plan(made.sites, (1.0,), readings=6))
+    assert len(sensor.sites) >= 4
+    assert report.cross_fitted > alone.cross_fitted + 0.2
+    assert min(report.auc[f] - alone.auc[f] for f in alone.auc) > 0.05
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_the_threshold_holds_on_each_form(made: Any, rate: float) -> None:
     sensor, report = fitted(made, rate)
     held_out = made.activations({PLANTED: 6.0, WEAKER: 2.0}, seed=1)
-    scores = (held_out.last[PLANTED] - sensor.centre) @ sensor.direction - sensor.threshold
+    found = scores(sensor, held_out.last)
     for form in ("text", "typographic"):
         rows = held_out.where(lambda s, f=form: s.form == f)
         harmful = held_out.where(lambda s: s.label == "harmful")
-        assert (scores[rows & ~harmful] > 1e-5).mean() <= rate  # 1e-5: float32 of the calibrated
-        assert report.detection[form] == pytest.approx((scores[rows & harmful] > 0).mean())
-        assert report.calibration.open_rate[form] <= rate
-    assert max(report.calibration.open_rate.values()) > rate / 3  # not by never opening
+        assert (found[rows & ~harmful] > 1e-5).mean() <= rate  # 1e-5: float32 of the calibrated
+        assert report.detection[form] == pytest.approx((found[rows & harmful] > 0).mean())
+        assert report.calibrations[0].open_rate[form] <= rate
+    assert max(report.calibrations[0].open_rate.values()) > rate / 3  # not by never opening
 
 
 def test_the_threshold_comes_from_the_held_out_prompts(made: Any) -> None:
     """Fitting prompts fit too well: 30 prompts in 12 dimensions."""
     planted = {PLANTED: 1.0}
     few = made.activations(planted, prompts=30, seed=2)
-    sensor, _ = fit_sensor(few, made.activations(planted, seed=3), [PLANTED], (0.01,), 0.1)
-    again, _ = fit_sensor(few, made.activations(planted, seed=4), [PLANTED], (0.01,), 0.1)
-    assert sensor.direction.tobytes() == again.direction.tobytes()
-    assert sensor.threshold != again.threshold
+    one, other = (
+        fit_sensor(few, made.activations(planted, seed=seed), plan([PLANTED], (0.01,)))[0]
+        for seed in (3, 4)
+    )
+    assert one.readings[0].directions.tobytes() == other.readings[0].directions.tobytes()
+    assert one.thresholds != other.thresholds
+
+
+FORMS = ("text", "blank", "typographic")
+
+
+def pooling(made: Any, seed: int, weights: tuple[float, ...]) -> Any:
+    """Harm drawn in a picture shows in its tokens too."""
+    planted = {PLANTED: 2.0}
+    parts = []
+    for number in (seed, seed + 1):
+        made_up = made.activations(planted, forms=FORMS, seed=number)
+        drawn = made_up.where(lambda s: s.form == "typographic")
+        harmful = made_up.where(lambda s: s.label == "harmful")
+        noise = np.random.default_rng(number).standard_normal((len(drawn), made.width))
+        rows = made_up.image_mean[PLANTED]
+        rows[:] = np.where(drawn[:, None], noise, 0.0)
+        rows[drawn & harmful, 2] += 3.0
+        rows[:, -1] += 9.0
+        parts.append(made_up)
+    return parts, fit_sensor(*parts, plan([PLANTED], pooling=weights))
+
+
+def test_a_pooling_sensor_scores_by_the_law_what_it_was_calibrated_for(made: Any) -> None:
+    """The fitted numbers, fed through the law token by token, give the report's figures."""
+    (_, held_out), (sensor, report) = pooling(made, 5, (0.0, 0.5, 1.0))
+    assert report.pooling > 0
+    assert sensor.sites == (PLANTED,)
+    imageless = held_out.where(lambda s: s.form == "text")
+    xs = []
+    for site in sensor.sites:
+        image = np.where(imageless[:, None], 0.0, held_out.image_mean[site])
+        xs.append(np.stack([image, held_out.last[site]], axis=1))
+    features = law.features(xs, sensor.readings)
+    image = np.stack([~imageless, np.zeros_like(imageless)], axis=1)
+    mask, nothing = np.ones(image.shape, np.int64), np.zeros((len(image), 3))
+    found, _ = law.pooled_score(features, sensor.thresholds, mask, image, nothing)
+    harmful = held_out.where(lambda s: s.label == "harmful")
+    for form in FORMS:
+        rows = held_out.where(lambda s, f=form: s.form == f)
+        assert report.detection[form] == pytest.approx((found[rows & harmful, -1] > 0).mean())
+        assert (found[rows & ~harmful, -1] > 1e-5).mean() <= 0.1
+
+
+def test_pooling_is_taken_because_it_detects_more(made: Any) -> None:
+    _, (_, without) = pooling(made, 5, (0.0,))
+    _, (_, both) = pooling(made, 5, (0.0, 0.5, 1.0))
+    assert without.pooling == 0.0
+    assert both.detection["typographic"] > without.detection["typographic"] + 0.05
 
 
 def test_too_few_harmless_prompts_are_refused(made: Any) -> None:
@@ -88,9 +156,7 @@ def test_cross_fitting_sees_no_signal_in_noise(made: Any) -> None:
     _, report = fit_sensor(
         made.activations({}, prompts=20, width=200),
         made.activations({}, prompts=20, width=200, seed=1),
-        [PLANTED],
-        (0.01,),
-        0.1,
+        plan([PLANTED], (0.01,)),
     )
     # 40 harmful rows at a rate of 0.1: deviation 0.05, four of them
     assert report.cross_fitted < 0.1 + 0.2
@@ -98,6 +164,7 @@ def test_cross_fitting_sees_no_signal_in_noise(made: Any) -> None:
 
 def test_the_same_activations_give_the_same_sensor(made: Any) -> None:
     first, second = fitted(made)[0], fitted(made)[0]
-    assert first.direction.tobytes() == second.direction.tobytes()
-    assert first.threshold == second.threshold
-    assert np.array_equal(first.centre, second.centre)
+    assert first.thresholds == second.thresholds
+    for one, other in zip(first.readings, second.readings, strict=True):
+        assert one.directions.tobytes() == other.directions.tobytes()
+        assert one.centre.tobytes() == other.centre.tobytes()

@@ -42,19 +42,24 @@ CASES: list[tuple[Profile, str]] = [
     ("sequence", "add"),
     ("sequence", "replace"),
     ("sequence", "steer"),
+    ("sequence", "steer after pooling"),
 ]
 
 
 def _guard_for(
     exported: object, make: Callable[..., GuardSpec], case: tuple[str, str]
 ) -> GuardSpec:
-    """Two edits and the sensor before them."""
+    """Two edits and the sensor before them; one that pools reads two sites."""
     config = exported.vlm.model.config.get_text_config()  # type: ignore[attr-defined]
+    profile, kind = case[0], case[1].removesuffix(" after pooling")
+    pools = kind != case[1]
     spec = make(
-        *case,
+        profile,
+        kind,
+        pools=pools,
         width=config.hidden_size,
         layers=config.num_hidden_layers,
-        sensor=Site(1, "residual"),
+        sensor=(Site(0, "residual"), Site(1, "residual")) if pools else Site(1, "residual"),
         edits=(2, 4),
         strength=2.0,
         threshold=0.0,
@@ -67,9 +72,8 @@ def _between(spec: GuardSpec, scores: np.ndarray) -> GuardSpec:
     """The same guard with its threshold between the largest and the next score."""
     assert spec.sensor is not None
     high, low = np.sort(scores)[::-1][:2]
-    sensor = Sensor(
-        spec.sensor.site, spec.sensor.direction, spec.sensor.centre, float((high + low) / 2)
-    )
+    middle = float((high + low) / 2)
+    sensor = Sensor(spec.sensor.readings, tuple(t + middle for t in spec.sensor.thresholds))
     return GuardSpec(spec.model, spec.method, spec.profile, sensor, spec.edits, spec.provenance)
 
 
@@ -134,7 +138,7 @@ def test_a_closed_guard_is_the_unguarded_graph_bit_for_bit(
 ) -> None:
     spec = _guard_for(exported, guard, ("sequence", "care"))
     assert spec.sensor is not None
-    sensor = Sensor(spec.sensor.site, spec.sensor.direction, spec.sensor.centre, 1e9)
+    sensor = Sensor(spec.sensor.readings, (1e9,))
     closed = GuardSpec(spec.model, spec.method, spec.profile, sensor, spec.edits)
     runner = _guarded(exported.folder, closed, tmp_path / "closed", False)  # type: ignore[attr-defined]
     ours = runner.run(mixed_batch, 8)

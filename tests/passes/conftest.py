@@ -44,9 +44,11 @@ class Toy:
         """What the guarded decoder computes, by `semantics`."""
         hidden, out = feeds["inputs_embeds"], {}
         opened = np.ones(hidden.shape[:2], bool)
+        seen: dict[Site, Array] = {}
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             y = hidden @ weight + (0 if bias is None else bias)
-            opened = _gate(spec, Site(layer, "ffn_output"), y, feeds, out, opened)
+            seen[Site(layer, "ffn_output")] = y
+            opened = _gate(spec, seen, feeds, out, opened)
             for edit in spec.edits:
                 if edit.site.layer == layer:
                     text = feeds.get(f"guard_text_{layer}")
@@ -55,27 +57,35 @@ class Toy:
                         out[f"guard_heard_{layer}"] = _at_last_real(z, feeds["attention_mask"])
                     y = law.gated(y, law.edited(y, edit, text), opened)
             hidden = hidden + y
-            opened = _gate(spec, Site(layer, "residual"), hidden, feeds, out, opened)
+            seen[Site(layer, "residual")] = hidden
+            opened = _gate(spec, seen, feeds, out, opened)
         return {"logits": hidden, **out}
 
 
 def _gate(
     spec: GuardSpec,
-    site: Site,
-    x: Array,
+    seen: dict[Site, Array],
     feeds: dict[str, Array],
     out: dict[str, Array],
     opened: Array,
 ) -> Array:
+    """Decides as soon as the sensor's last site was seen."""
     sensor = spec.sensor
-    if sensor is None or sensor.site != site:
+    if sensor is None or "guard_open" in out or sensor.sites[-1] not in seen:
         return opened
-    out["guard_score"] = law.score(x, sensor.direction, sensor.centre, sensor.threshold)
+    features = law.features([seen[site] for site in sensor.sites], sensor.readings)
+    mask, memory = feeds["attention_mask"], feeds.get("guard_memory")
+    if sensor.pools:
+        out["guard_score"], out["guard_memory_out"] = law.pooled_score(
+            features, sensor.thresholds, mask, feeds["guard_image_mask"], memory
+        )
+    else:
+        out["guard_score"] = law.score(features, sensor.thresholds)
     if spec.profile == "token":
-        out["guard_open"] = law.gate_by_token(out["guard_score"], feeds["attention_mask"])
+        out["guard_open"] = law.gate_by_token(out["guard_score"], mask)
     else:
         out["guard_open"], out["guard_state_out"] = law.gate_by_sequence(
-            out["guard_score"], feeds["attention_mask"], feeds["guard_state"]
+            out["guard_score"], mask, feeds["guard_state"], memory if sensor.pools else None
         )
     return out["guard_open"]
 
@@ -166,6 +176,8 @@ def make_feeds(
         "inputs_embeds": rng.standard_normal((batch, tokens, WIDTH)).astype(dtype),
         "attention_mask": mask,
         "guard_state": np.resize([0, -2, -2, law.OPEN, law.CLOSED], batch).astype(np.int64),
+        "guard_image_mask": rng.random((batch, tokens)) < 0.4,
+        "guard_memory": np.zeros((batch, 3), np.float32),
     }
 
 

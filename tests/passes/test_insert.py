@@ -31,6 +31,8 @@ def feeds_for(lab: Any, spec: GuardSpec, **shape: Any) -> dict[str, Any]:
     feeds = dict(lab.feeds(**shape))
     if spec.profile != "sequence":
         del feeds["guard_state"]
+    if spec.sensor is None or not spec.sensor.pools:
+        del feeds["guard_memory"], feeds["guard_image_mask"]
     return feeds
 
 
@@ -39,8 +41,38 @@ def agree(got: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("guard_open", "guard_state_out"):
         if name in expected:
             assert got[name].tolist() == expected[name].tolist()
-    for name in {"logits", "guard_score"} & set(expected):
+    for name in {"logits", "guard_score", "guard_memory_out"} & set(expected):
         assert np.abs(got[name] - expected[name]).max() < FP32
+
+
+SEVERAL = Site(0, "ffn_output"), Site(0, "residual"), Site(1, "residual")
+
+
+@pytest.mark.parametrize("profile", ["token", "sequence"])
+def test_a_sensor_of_several_sites_is_the_law_s(lab: Any, guard: Any, profile: str) -> None:
+    spec, toy = guard(profile, "care", sensor=SEVERAL), lab.toy()
+    feeds = feeds_for(lab, spec)
+    expected = toy.law(spec, feeds)
+    agree(lab.run(lab.insert(toy, spec), feeds), expected)
+    assert 0 < expected["guard_open"].sum() < expected["guard_open"].size
+
+
+@pytest.mark.parametrize("sites", [SEVERAL[1], SEVERAL])
+def test_a_pooling_sensor_is_the_law_s(lab: Any, guard: Any, sites: Any) -> None:
+    """Rows with a past: one remembered, one forgotten, one decided before."""
+    spec, toy = guard("sequence", "steer", sensor=sites, pools=True), lab.toy()
+    feeds = feeds_for(lab, spec)
+    expected = toy.law(spec, feeds)
+    assert (expected["guard_memory_out"][:, law.IMAGES] > 0).sum() > 0
+    graph = lab.insert(toy, spec)
+    agree(lab.run(graph, feeds), expected)
+    past = np.ones((4, 3), np.int64)
+    feeds["attention_mask"] = np.concatenate([past, feeds["attention_mask"]], axis=1)
+    feeds["guard_state"] = np.array([0, -8, -6, law.CLOSED])
+    feeds["guard_memory"] = np.array([[2, 1, 3], [0, 0, 0], [-4, 2, 3], [0, 0, 1]], np.float32)
+    expected = toy.law(spec, feeds)
+    assert expected["guard_state_out"].tolist()[1::2] == [law.OPEN, law.CLOSED]
+    agree(lab.run(graph, feeds), expected)
 
 
 @pytest.mark.parametrize("gains", [False, True])
@@ -278,7 +310,7 @@ def test_what_is_added_and_nothing_else(lab: Any, guard: Any) -> None:
     after = [node.name for node in toy.model.graph]
     assert set(after) - before == set(report.nodes)
     assert len(after) == len(set(after))
-    assert len(report.nodes) == 4
+    assert len(report.nodes) == 5
     assert [str(found.site) for found in report.found] == [
         "layers.0.residual", "layers.1.ffn_output", "layers.2.ffn_output",
     ]  # fmt: skip
@@ -308,9 +340,8 @@ def test_the_arrays_are_initialisers_with_the_pack_s_bytes(lab: Any, guard: Any)
     found = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
     base = f"guardbake/layers.2.ffn_output/{spec.digest[:12]}"
     assert found[f"{base}/basis"].tobytes() == spec.edits[0].branches[0].basis.tobytes()
-    threshold = found[f"guardbake/layers.0.residual/{spec.digest[:12]}/threshold"]
-    assert threshold.shape == ()
-    assert threshold == np.float32(0.1)
+    thresholds = found[f"guardbake/sensor/{spec.digest[:12]}/thresholds"]
+    assert thresholds.tolist() == [np.float32(0.1)]
 
 
 def test_the_same_graph_and_guard_give_the_same_bytes(lab: Any, guard: Any) -> None:

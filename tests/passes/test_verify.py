@@ -29,7 +29,7 @@ def test_a_whole_guard_passes(lab: Any, guard: Any) -> None:
         for kind in KINDS:
             spec = guard(profile, kind, edits=(1, 2))
             report = VerifyGuard(spec, "the toy")(lab.insert(lab.toy(), spec))
-            assert len(report.nodes) == (2 if profile == "always" else 4)
+            assert len(report.nodes) == (2 if profile == "always" else 5)
 
 
 @pytest.mark.parametrize("sensor", [Site(0, "ffn_output"), Site(2, "ffn_output")])
@@ -192,9 +192,10 @@ def drop_input(model: ir.Model) -> None:
 
 def swap_gate_input(model: ir.Model) -> None:
     """The gate reads a number that is always below zero."""
-    score = node(model, "/sensor").outputs[0]
+    sensor = node(model, f"sensor/{tag(model)}")
+    score = sensor.outputs[0]
     low = ir.node("Sub", [score, score], name="low")
-    model.graph.insert_after(node(model, "/sensor"), low)
+    model.graph.insert_after(sensor, low)
     node(model, f"gate/{tag(model)}").replace_input_with(0, low.outputs[0])
 
 
@@ -214,7 +215,7 @@ def swap_open(model: ir.Model) -> None:
 
 
 def swap_sensor(model: ir.Model) -> None:
-    node(model, "/sensor").replace_input_with(0, node(model, "residual_1").outputs[0])
+    node(model, "/reading").replace_input_with(0, node(model, "residual_1").outputs[0])
 
 
 def other_digest(model: ir.Model) -> None:
@@ -227,7 +228,7 @@ def no_digest(model: ir.Model) -> None:
 
 def overridable(model: ir.Model) -> None:
     """An initialiser that is also an input: a host may feed another threshold."""
-    model.graph.inputs.append(constant(model, "/threshold"))
+    model.graph.inputs.append(constant(model, "/thresholds"))
 
 
 def compute_input(name: str) -> Fault:
@@ -302,14 +303,15 @@ FAULTS: dict[str, Fault] = {
     "basis zero": renumber("/basis", np.zeros_like),
     "basis of the same bytes and another shape": renumber("/basis", lambda a: a.reshape(5, 16)),
     "basis of the same bytes and another dtype": renumber("/basis", lambda a: a.view(np.int32)),
-    "threshold": renumber("/threshold", one_ulp),
-    "threshold infinite": renumber("/threshold", lambda a: np.full_like(a, np.inf)),
-    "direction turned": renumber("/direction", np.negative),
+    "threshold": renumber("/thresholds", one_ulp),
+    "threshold infinite": renumber("/thresholds", lambda a: np.full_like(a, np.inf)),
+    "direction turned": renumber("/directions", np.negative),
     "centre": renumber("/centre", one_ulp),
     "Where gives y": swap_body("Edit", "Where", lambda n: n.inputs[2]),
     "Where gives edited": swap_body("Edit", "Where", lambda n: n.inputs[1]),
     "gate constant": other_constant,
     "gate function": swap_body("SequenceGate", "Squeeze", lambda n: n.inputs[0]),
+    "reading function": swap_body("Reading", "MatMul", lambda n: n.inputs[0]),
     "sensor function": swap_body("Sensor", "Sub", lambda n: n.inputs[0]),
     "edit node removed": drop("/edit"),
     "function removed": drop_function,

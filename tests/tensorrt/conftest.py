@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -152,24 +152,25 @@ MakeGuarded = Callable[[Profile, tuple[str, str]], Guarded]
 
 @pytest.fixture(scope="session")
 def make_guarded(plain: Path, guard: Callable[..., GuardSpec]) -> MakeGuarded:
-    """(profile, edits of both layers) -> the guarded decoder, beside the plain one."""
+    """(gate, edits of both layers) -> the guarded decoder, beside the plain one."""
 
-    def make(profile: Profile, kinds: tuple[str, str]) -> Guarded:
+    def make(gate: Profile | Literal["pooling"], kinds: tuple[str, str]) -> Guarded:
         one, other = (
             guard(
-                profile,
+                "sequence" if gate == "pooling" else gate,
                 kind,
                 width=WIDTH,
                 layers=LAYERS,
                 sensor=Site(0, "ffn_output"),
                 edits=(0, 1),
                 gains=kind != "replace",
+                pools=gate == "pooling",
             )
             for kind in kinds
         )
         model = ir.load(plain)
         report = InsertGuard(replace(one, edits=(one.edits[0], other.edits[1])))(model)
-        path = plain.with_name(f"{profile}_{'_'.join(kinds)}.onnx".replace(" ", "_"))
+        path = plain.with_name(f"{gate}_{'_'.join(kinds)}.onnx".replace(" ", "_"))
         ir.save(model, path)
         return Guarded(path, report.nodes)
 

@@ -75,6 +75,7 @@ def test_the_record_survives_json(record: tuple[EngineRecord, Path]) -> None:
         ("always", ("project", "care parallel")),
         ("token", ("astra", "add")),
         ("sequence", ("care sequential", "project")),
+        ("pooling", ("care", "steer")),
         ("sequence", ("replace", "replace")),
     ],
 )
@@ -92,7 +93,7 @@ def test_every_gate_and_every_edit_compiles(
         tmp_path / "e",
         backend=backend,
         capabilities=("SM89",),
-        profile=dataclasses.replace(profile, split_decode=gate == "sequence"),
+        profile=dataclasses.replace(profile, split_decode=gate in ("sequence", "pooling")),
         guard_nodes=guarded.nodes,
     )
     assert len(made.guard) == len(guarded.nodes)

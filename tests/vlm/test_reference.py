@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from guardbake import semantics as law
 from guardbake.errors import UsageError
 from guardbake.site import Site
-from guardbake.spec import GuardSpec
+from guardbake.spec import GuardSpec, Reading, Sensor, linear_sensor
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.reference import TorchGuard, on_site
@@ -95,7 +95,8 @@ def open_by_law(spec: GuardSpec, seen: dict[Site, np.ndarray]) -> tuple[Any, Any
     if spec.sensor is None:
         return None, np.ones(mask.shape, bool), None
     sensor = spec.sensor
-    score = law.score(seen[sensor.site], sensor.direction, sensor.centre, sensor.threshold)
+    features = law.features([seen[site] for site in sensor.sites], sensor.readings)
+    score = law.score(features, sensor.thresholds)
     if spec.profile == "token":
         return score, law.gate_by_token(score, mask), None
     return score, *law.gate_by_sequence(score, mask, -mask.sum(1))
@@ -205,7 +206,7 @@ def plain_sensor(guard: Any, profile: str) -> GuardSpec:
     """A sensor whose score is the first number of a token."""
     spec = guard(profile, "steer", width=2)
     one, none = np.array([1, 0], np.float32), np.zeros(2, np.float32)
-    return replace(spec, sensor=replace(spec.sensor, direction=one, centre=none, threshold=0.0))
+    return replace(spec, sensor=linear_sensor(Site(0, "residual"), one, none, 0.0))
 
 
 @st.composite
@@ -236,7 +237,7 @@ def test_the_gate_is_the_law_s(
         part, so_far = scores[:, start:stop], mask[:, :stop]
         reference.attention_mask = torch.from_numpy(so_far)
         x = np.stack([part, np.zeros_like(part)], axis=-1)
-        reference.sense(torch.from_numpy(x))
+        reference.read(reference.spec.sensor.readings[0], torch.from_numpy(x))
         if profile == "token":
             expected = law.gate_by_token(part, so_far)
         else:
@@ -253,11 +254,51 @@ def test_a_prompt_whose_end_was_missed_opens(guard: Any) -> None:
     state = np.array([-3, -5, -7])
     reference = TorchGuard(plain_sensor(guard, "sequence"), torch.from_numpy(state.copy()))
     reference.attention_mask = torch.from_numpy(mask)
-    reference.sense(torch.from_numpy(np.stack([scores, np.zeros_like(scores)], axis=-1)))
+    reference.read(
+        reference.spec.sensor.readings[0],
+        torch.from_numpy(np.stack([scores, np.zeros_like(scores)], axis=-1)),
+    )
     expected, after = law.gate_by_sequence(scores, mask, state)
     assert reference.open is not None
     assert reference.open.tolist() == expected.tolist()
     assert reference.state.tolist() == after.tolist() == [2, 1, -7]
+
+
+@given(calls(), st.integers(0, 2**16), st.booleans())
+@settings(max_examples=25)
+def test_the_pooled_score_is_the_law_s(
+    guard: Any,
+    case: tuple[np.ndarray, np.ndarray, np.ndarray, list[int]],
+    seed: int,
+    careless: bool,
+) -> None:
+    """Two readings whose features are the tokens' own numbers; a careless caller loses memory."""
+    scores, mask, state, stops = case
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((2, *scores.shape, 2)).astype(np.float32)
+    eye, none = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
+    readings = tuple(Reading(Site(layer, "residual"), eye, none) for layer in (0, 1))
+    spec = replace(guard("sequence", "steer", width=2), sensor=Sensor(readings, (0.2, -0.1)))
+    reference = TorchGuard(spec, torch.from_numpy(state.copy()))
+    memory, start = np.zeros((len(mask), 3)), 0
+    for stop in stops:
+        if careless:
+            memory, reference.memory = np.zeros_like(memory), torch.zeros_like(reference.memory)
+        so_far, parts = mask[:, :stop], list(x[:, :, start:stop])
+        reference.attention_mask = torch.from_numpy(so_far)
+        image = rng.random(so_far[:, start:].shape) < 0.4
+        reference.image_mask = torch.from_numpy(image)
+        for reading, part in zip(readings, parts, strict=True):
+            reference.read(reading, torch.from_numpy(part))
+        f = law.features(parts, readings)
+        expected, after = law.pooled_score(f, (0.2, -0.1), so_far, image, memory)
+        opened, state = law.gate_by_sequence(expected, so_far, state, memory)
+        memory, start = after, stop
+        assert reference.score is not None
+        assert np.abs(reference.score.numpy() - expected).max() < 1e-5  # float32 sums of a few
+        assert reference.open is not None
+        assert reference.open.tolist() == opened.tolist()
+        assert reference.state.tolist() == state.tolist()
 
 
 # ---- other dtypes
