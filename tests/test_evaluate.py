@@ -17,6 +17,10 @@ from safetensors.numpy import load_file
 from guardbake.errors import RecipeError, UsageError
 from guardbake.evaluation import evaluate
 from guardbake.recipe import load_recipe
+from guardbake.samples import Prompt
+from guardbake.samples.natural import natural_picture
+from guardbake.samples.readers import read
+from guardbake.samples.typography import clean as clean_words
 from guardbake.vlm.catalog import models_root
 
 SECTION = """
@@ -192,8 +196,19 @@ def test_searched_images_lie_within_their_bound(folder: Path) -> None:
     # two batches for each own image of four different defences, and the universal one: the
     # candidate is the guard
     assert len(stages) == 2 * 4 + 1
+    words = [p.prompt for split in ("fit", "test") for p in _harmful(split)]
+    clean = np.stack([np.asarray(natural_picture(192, 192, clean_words(w))) for w in words])
+    moved = []
     for stage in stages:
-        assert load_file(stage / "attack.safetensors")["images"].dtype == np.uint8
+        for image in load_file(stage / "attack.safetensors")["images"]:
+            assert image.dtype == np.uint8
+            away = np.abs(clean.astype(np.int16) - image).max(axis=(1, 2, 3))
+            moved.append(int(away.min()))  # from its own clean image; others are far off
+    assert sorted(moved) == [16] * (3 * 4) + [32]
+
+
+def _harmful(split: str) -> list[Prompt]:
+    return read(f"file:tiny-prompts/harmful_{split}.txt", models_root(), "harmful")
 
 
 def test_a_cut_run_goes_on_and_gives_the_same_bytes(folder: Path) -> None:
@@ -220,9 +235,7 @@ def test_what_is_there_is_never_overwritten(folder: Path) -> None:
 
 
 def test_no_prompt_stands_in_what_is_written(folder: Path) -> None:
-    names = ("harmful_test.txt", "harmful_fit.txt")
-    texts = [(models_root() / "tiny-prompts" / name).read_text().splitlines() for name in names]
-    prompts = [line for text in texts for line in text if line and not line.startswith("#")]
+    prompts = [p.prompt for split in ("fit", "test") for p in _harmful(split)]
     written = "".join(path.read_text() for path in sorted((folder / "cut").iterdir()))
     assert not [prompt for prompt in prompts if prompt in written]
     keys = [path.read_text() for path in (folder / ".guardbake").glob("*/stage.json")]
