@@ -1,7 +1,8 @@
-"""What the whole suite shares: a quiet, repeatable hypothesis and small guards to test with."""
+"""What the whole suite shares: a quiet, repeatable hypothesis, small guards, the command line."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from guardbake.cli import main
 from guardbake.semantics import Fusion
 from guardbake.site import Site
 from guardbake.spec import (
@@ -94,3 +96,16 @@ def small_guard(
 def guard() -> Callable[..., GuardSpec]:
     """`small_guard`, for tests that build guards."""
     return small_guard
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`run("verify", folder)` is the exit code of `guardbake verify folder`."""
+
+    def command(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["guardbake", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0)
+
+    return command
