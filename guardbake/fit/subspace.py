@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from guardbake.covariance import Matrix, Ridge, finite_rows, shrunken
+from guardbake.covariance import Matrix, Ridge, finite_rows, shrunken, solve_shrunken
 from guardbake.errors import MalformedError
 
 ORTHONORMAL = 1e-10
@@ -172,11 +172,7 @@ def discriminant_direction(
             rows[(group == g) & label].mean(axis=0) - rows[(group == g) & ~label].mean(axis=0)
         )
     shift = np.mean(shifts, axis=0)
-    span = _span(np.concatenate([within, [shift]]))
-    inside = within @ span.T
-    covariance = inside.T @ inside / len(rows)
-    covariance += shrunken(within, ridge, where)[1] * np.eye(len(span))
-    direction = span.T @ scipy.linalg.solve(covariance, span @ shift, assume_a="pos")
+    direction = solve_shrunken(within, ridge, shift[:, None], where)[:, 0]
     length = float(np.linalg.norm(direction))
     if length == 0:
         raise MalformedError(
@@ -186,14 +182,6 @@ def discriminant_direction(
             remedy="check the labels, or take another site",
         )
     return np.asarray(direction / length)
-
-
-def _span(rows: Matrix) -> Matrix:
-    """Orthonormal rows [r, d] that span the rows [N, d]: found if N < d, else simply everything."""
-    if len(rows) >= rows.shape[1]:
-        return np.eye(rows.shape[1])
-    _, sizes, right = np.linalg.svd(rows, full_matrices=False)
-    return np.asarray(right[sizes > sizes[0] * 1e-12])
 
 
 def _without_shifts(rows: Matrix, means: Sequence[Matrix]) -> Matrix:
