@@ -58,7 +58,7 @@ class NextWord:
         )
         if report["missing_keys"] or report["mismatched_keys"]:
             raise MalformedError(
-                found=f"{len(report['missing_keys'])} tensors missing",
+                found="tensors missing, or of another shape",
                 expected="every tensor of the model",
                 where=str(folder),
                 remedy="fetch or save the checkpoint again",
@@ -66,10 +66,7 @@ class NextWord:
         self.folder = folder
         self.digest = digest_checkpoint(folder)
         self._model: Any = model.eval()
-        tokenizers: Any = AutoTokenizer
-        self._tokenizer: Any = tokenizers.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        self._tokenizer: Any = _tokenizer(folder)
         known = {*self._tokenizer.all_special_tokens, *self._tokenizer.added_tokens_encoder}
         self._marks = sorted(mark for mark in known if mark)
         self._batch_size = batch_size
@@ -156,3 +153,8 @@ class NextWord:
 
     def _ids(self, text: str, special: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+
+def _tokenizer(folder: Path) -> Any:
+    tokenizers: Any = AutoTokenizer  # untyped
+    return tokenizers.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
