@@ -81,6 +81,7 @@ class Bake:
         self.reporter = reporter
         self.workspace = Workspace(out.parent / ".guardbake")
         self._code = code_digest()
+        self._tools = tool_versions()
 
     # -- model and samples -------------------------------------------------------------------
 
@@ -301,7 +302,7 @@ class Bake:
 
     def versions(self, stage: str) -> dict[str, JSON]:
         """What a stage's result may depend on besides its inputs: our code and the libraries."""
-        return {"code": self._code, "stage": stage, "versions": tool_versions()}
+        return {"code": self._code, "stage": stage, "versions": self._tools}
 
 
 def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
