@@ -77,14 +77,15 @@ class CandidateSection(_Section):
     """One family of edits for the sign test: every layer with every strength.
 
     steer: gated push. remove, add, replace: VLM-Guard with `rank` directions; replace needs a pass
-    over the text alone for every request. care: CARE's subspaces.
+    over the text alone for every request. care: CARE's subspaces. astra, spo: those papers'
+    vectors, fitted as the section fit.rivals says; spo refines a candidate's vectors together.
     together: one candidate edits all of `layers`, instead of one candidate a layer. The rest is
     CARE's: which branches; their fusion, and the visual one's share of a parallel fusion; what
     harmful pictures are held against; whether attribution picks the tokens; the share of each
     tail that is winsorised; whose numerics. rank and ridge "held-out": by `fit.selection`.
     """
 
-    edit: Literal["steer", "remove", "add", "replace", "care"]
+    edit: Literal["steer", "remove", "add", "replace", "care", "astra", "spo"]
     layers: list[Layer] = Field(min_length=1)
     strengths: list[Positive] = Field(min_length=1)
     together: bool = False
@@ -105,8 +106,8 @@ class CandidateSection(_Section):
                 raise ValueError(f"{name} names one twice")
         if self.together and len(self.layers) == 1:
             raise ValueError("together needs more than one layer")
-        if self.edit == "steer" and self.is_set("rank"):
-            raise ValueError("rank is of no meaning for steer")
+        if self.edit in ("steer", "astra", "spo") and self.is_set("rank"):
+            raise ValueError(f"rank is of no meaning for {self.edit}")
         if self.edit != "care":
             self._refuse_set(_CARE_ALONE, "are for care alone")
             if self.rank == "held-out":
@@ -126,6 +127,11 @@ class CandidateSection(_Section):
             if self.rank == "held-out":
                 raise ValueError("rank must be a number with public numerics")
         return self
+
+    @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """The layers of each candidate, sorted."""
+        return [tuple(sorted(self.layers))] if self.together else [(n,) for n in self.layers]
 
     def is_set(self, name: str) -> bool:
         """Whether a key has another value than its default."""
@@ -149,6 +155,22 @@ _CARE_ALONE = (
 )
 
 
+class RivalsSection(_Section):
+    """What the candidates astra and spo are fitted with.
+
+    pictures: harmful pictures, at most, whose tokens ASTRA ablates. exchanges: prompts of each
+    label, at most, over which SPO-VLM prefers one answer to another; steps of Adam, each on `batch`
+    of either label, at `rate` of a vector's length; seed: of their order.
+    """
+
+    pictures: Count = 48
+    exchanges: Count = 96
+    steps: Count = 40
+    batch: Count = 4
+    rate: Positive = 0.05
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 class FitSection(_Section):
     """compliant, refusing: assistant turns of CARE's text contrast. captions: what is asked beside
     plain pictures, for candidates of contrast "plain"."""
@@ -162,6 +184,7 @@ class FitSection(_Section):
     tokens: Annotated[int, Field(ge=12)]
     harmless_rise: Share
     degenerate: Share
+    rivals: RivalsSection = RivalsSection()
 
     @model_validator(mode="after")
     def _captions_for_plain(self) -> FitSection:

@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from guardbake.errors import RecipeError
-from guardbake.fit.care import Contrasts, fit_care
-from guardbake.fit.push import mean_difference_push
+from guardbake.fit.astra import astra_edit
+from guardbake.fit.care import fit_care
+from guardbake.fit.contrasts import Contrasts
+from guardbake.fit.push import mean_difference_push, refined_push
 from guardbake.fit.vlm_guard import safety_direction_edit
 from guardbake.recipe import CandidateSection
 from guardbake.spec import Edit
+
+_NAMES = {"steer": "mean-difference push", "astra": "ASTRA", "spo": "SPO-VLM"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,8 @@ def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> It
     """
     seen: set[str] = set()
     for section in sections:
-        groups = [sorted(section.layers)] if section.together else [[n] for n in section.layers]
-        for layers in groups:
-            fits = [_fit(section, layer, contrasts) for layer in layers]
+        for layers in section.groups:
+            fits = [_fit(section, layer, layers, contrasts) for layer in layers]
             evidence = {str(edit.site): seen for edit, seen in fits if seen}
             for strength in section.strengths:
                 name = _name(section, layers, strength)
@@ -51,14 +54,18 @@ def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> It
 
 
 def _fit(
-    section: CandidateSection, layer: int, contrasts: Contrasts
+    section: CandidateSection, layer: int, layers: tuple[int, ...], contrasts: Contrasts
 ) -> tuple[Edit, Mapping[str, object]]:
-    """The edit at strength 1, and its evidence."""
+    """The edit of one of `layers` at strength 1, and its evidence."""
     if section.edit == "care":
         found = fit_care(section, layer, contrasts)
         return found.edit, found.evidence
     if section.edit == "steer":
         return mean_difference_push(contrasts.prompts, layer), {}
+    if section.edit == "spo":
+        return refined_push(contrasts.refined, layers, layer), {}
+    if section.edit == "astra":
+        return astra_edit(contrasts, layer), {}
     kind = "project" if section.edit == "remove" else section.edit
     assert section.rank != "held-out"  # the recipe's own check
     return safety_direction_edit(contrasts.prompts, layer, section.rank, kind), {}
@@ -98,8 +105,8 @@ def _name(section: CandidateSection, layers: Sequence[int], strength: float) -> 
 
 def _method(section: CandidateSection) -> str:
     """The name of the method that fitted it, for the guard pack."""
-    if section.edit == "steer":
-        return "gated mean-difference push"
+    if section.edit in _NAMES:
+        return _NAMES[section.edit]
     if section.edit != "care":
         return f"VLM-Guard, {section.edit}"
     name = "CARE as the public code computes it" if section.numerics == "public" else "CARE"

@@ -9,12 +9,13 @@ same harmful prompts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from guardbake.activations import Activations, Rows, Turns, rows_at
+from guardbake.activations import Activations, Rows, rows_at
 from guardbake.fit.care_public import public_subspace
+from guardbake.fit.contrasts import Contrasts
 from guardbake.fit.selection import (
     choose_rank,
     choose_ridge,
@@ -28,20 +29,6 @@ from guardbake.site import Site
 from guardbake.spec import Branch, Edit, EditKind, Modality
 
 CARRIES_REQUEST = ("typographic", "image")
-
-
-@dataclass(frozen=True, eq=False)
-class Contrasts:
-    """Rows at the FFN outputs that CARE edits.
-
-    prompts: the fit split. compliant, refusing: turns forced after the same harmful prompts. plain:
-    plain pictures with a caption request, none where no candidate asks for them.
-    """
-
-    prompts: Activations
-    compliant: Turns
-    refusing: Turns
-    plain: Activations = field(default_factory=lambda: Activations([], {}, {}))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,11 @@ layer's FFN output, which is the same edit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from guardbake.activations import Activations, rows_at
+from guardbake.activations import Activations, Rows, rows_at
 from guardbake.fit.subspace import mean_difference
 from guardbake.site import Site
 from guardbake.spec import Edit
@@ -26,3 +28,15 @@ def mean_difference_push(fitting: Activations, layer: int) -> Edit:
     harmful = fitting.where(lambda s: s.label == "harmful")
     push = mean_difference(rows[text & harmful], rows[text & ~harmful])
     return Edit(Site(layer, "ffn_output"), "steer", (), push.astype(np.float32))
+
+
+def refined_push(
+    refined: Mapping[tuple[int, ...], Mapping[Site, Rows]], layers: tuple[int, ...], layer: int
+) -> Edit:
+    """`steer` at the FFN output of `layer`, strength 1: SPO-VLM's vector there (`vlm.preference`).
+
+    Raises MalformedError if the vectors of `layers` were not refined.
+    """
+    site = Site(layer, "ffn_output")
+    push = rows_at(refined.get(layers, {}), site, f"SPO-VLM's vectors of layers {layers}")
+    return Edit(site, "steer", (), push)

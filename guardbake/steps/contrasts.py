@@ -1,4 +1,4 @@
-"""What the fit stage captures for CARE's candidates beside the prompts of the fit split."""
+"""What the fit stage captures for candidates beside the prompts of the fit split."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import partial
 
 from guardbake.activations import Activations, Turns
 from guardbake.diagnose.attribution import image_vector, text_vector
-from guardbake.fit.care import Contrasts
+from guardbake.fit.contrasts import Contrasts
 from guardbake.recipe import CandidateSection, FitSection
 from guardbake.samples import Sample
 from guardbake.samples.natural import natural_picture
 from guardbake.samples.typography import CELL, Tokenizer
 from guardbake.site import Site
+from guardbake.steps.rivals import ablated_rows, refined_vectors
 from guardbake.steps.split import Splits
 from guardbake.vlm.capture import Attribution, capture, capture_answers
 from guardbake.vlm.load import Vlm
@@ -82,10 +83,12 @@ def capture_contrasts(
         partial(advance, "reading plain pictures"),
         attribution,
     )
-    return Contrasts(prompts, compliant, refusing, plain)
+    ablated, benign = ablated_rows(vlm, section, prompts.samples, typography, size, advance)
+    refined = refined_vectors(vlm, section, prompts, typography, size, advance)
+    return Contrasts(prompts, compliant, refusing, plain, ablated, benign, refined)
 
 
 def _sites(section: FitSection, wanted: Callable[[CandidateSection], bool]) -> list[Site]:
-    """The FFN outputs that the wanted care candidates edit, in layer order."""
+    """The FFN outputs that the wanted candidates edit, in layer order."""
     layers = {n for c in section.candidates if wanted(c) for n in c.layers}
     return [Site(layer, "ffn_output") for layer in sorted(layers)]

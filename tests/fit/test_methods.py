@@ -11,8 +11,9 @@ import pytest
 from guardbake.activations import Activations, Turns
 from guardbake.errors import RecipeError
 from guardbake.fit.candidates import Candidate, candidates
-from guardbake.fit.care import Contrasts, fit_care
+from guardbake.fit.care import fit_care
 from guardbake.fit.care_public import public_subspace
+from guardbake.fit.contrasts import Contrasts
 from guardbake.fit.push import mean_difference_push
 from guardbake.fit.selection import choose_rank, choose_ridge, largest_rank, winsorised
 from guardbake.fit.subspace import discriminative_subspace, largest_angle, safety_directions

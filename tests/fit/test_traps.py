@@ -16,8 +16,9 @@ from guardbake.activations import Activations, Turns
 from guardbake.artifact import load_guard, save_guard
 from guardbake.covariance import finite_rows
 from guardbake.errors import MalformedError
-from guardbake.fit.care import Contrasts, fit_care
+from guardbake.fit.care import fit_care
 from guardbake.fit.care_public import public_subspace
+from guardbake.fit.contrasts import Contrasts
 from guardbake.fit.push import mean_difference_push
 from guardbake.fit.subspace import (
     discriminative_subspace,

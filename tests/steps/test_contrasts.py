@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guardbake.fit.care import Contrasts
+from guardbake.fit.contrasts import Contrasts
 from guardbake.recipe import FitSection, Recipe
 from guardbake.samples import Sample
 from guardbake.site import Site
