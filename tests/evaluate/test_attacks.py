@@ -45,17 +45,23 @@ def target(arm: Arm, universal: bool = False) -> Target:
 
 @pytest.fixture(scope="module")
 def spec(vlm: Vlm, guard: Any) -> GuardSpec:
-    """A gate that is open for about half of the prompts, on a direction that means nothing."""
+    """A gate that is open for half of the prompts, on a direction that means nothing."""
     made: GuardSpec = guard(
         "sequence", "steer", width=128, layers=6, sensor=Site(2, "residual"), edits=(4,),
         threshold=0.0, strength=1.0,
     )  # fmt: skip
-    plain = target(Arm("a", made))
-    score = Compliance(vlm, plain.arm, plain.texts, plain.clean, plain.turns).measure(plain.clean)
-    assert score.score is not None
-    assert made.sensor is not None
-    middle = float(np.sort(score.score)[COUNT // 2 - 1 : COUNT // 2 + 1].mean())
-    return replace(made, sensor=replace(made.sensor, thresholds=(middle,)))
+    return _centred(vlm, made)
+
+
+def _centred(vlm: Vlm, spec: GuardSpec) -> GuardSpec:
+    """The guard with its thresholds moved to the middle of the prompts' scores."""
+    some = target(Arm("a", spec))
+    score = Compliance(vlm, some.arm, some.texts, some.clean, some.turns).measure(some.clean).score
+    assert score is not None
+    assert spec.sensor is not None
+    middle = np.sort(score)[COUNT // 2 - 1 : COUNT // 2 + 1].mean()
+    moved = tuple(float(threshold + middle) for threshold in spec.sensor.thresholds)
+    return replace(spec, sensor=replace(spec.sensor, thresholds=moved))
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +138,23 @@ def test_a_canned_arm_is_attacked_at_its_gate_and_answers_unguarded(
 
 
 @pytest.mark.parametrize(
-    ("profile", "kind"), [("sequence", "steer"), ("token", "steer"), ("sequence", "replace")]
+    ("profile", "kind", "pools"),
+    [
+        ("sequence", "steer", False),
+        ("token", "steer", False),
+        ("sequence", "replace", False),
+        ("sequence", "steer", True),
+    ],
 )
 def test_a_sharp_surrogate_is_the_guard(
-    vlm: Vlm, guard: Any, spec: GuardSpec, profile: str, kind: str
+    vlm: Vlm, guard: Any, profile: str, kind: str, pools: bool
 ) -> None:
     """... so that what is lowered is what is judged."""
-    made = guard(profile, kind, width=128, layers=6, sensor=Site(2, "residual"), edits=(4,))
-    some = target(Arm("guard", replace(made, sensor=spec.sensor)))
+    sites = (Site(1, "residual"), Site(2, "residual"))
+    made = guard(
+        profile, kind, width=128, layers=6, sensor=sites, pools=pools, edits=(4,), threshold=0.0
+    )
+    some = target(Arm("guard", _centred(vlm, made)))
     loss = Compliance(vlm, some.arm, some.texts, some.clean, some.turns)
     loss._unit = 1e-6
     image = torch.from_numpy(some.clean) / 255
@@ -147,9 +162,14 @@ def test_a_sharp_surrogate_is_the_guard(
         (soft, score), (hard, same) = (loss._run(image, soft=soft) for soft in (True, False))
     assert score is not None
     assert same is not None
-    assert 0 < int((score > 0).sum()) < COUNT
+    assert int((score > 0).sum()) == COUNT // 2
     assert float((score - same).abs().max()) < 1e-4
     assert float((soft - hard).abs().max()) < 1e-5
+    undefended = Compliance(vlm, Arm("undefended"), some.texts, some.clean, some.turns)
+    moved = np.abs(undefended.measure(some.clean).surprise - hard.numpy())
+    assert (moved[score > 0] > 1e-3).all()
+    # a gate of its own for every token edits other tokens of the prompt, too
+    assert profile == "token" or (moved[score <= 0] < 1e-5).all()
 
 
 def test_the_gradient_passes_through_gate_and_edit(vlm: Vlm, spec: GuardSpec) -> None:
