@@ -16,7 +16,7 @@ def _smaller(tmp_path: Path) -> Path:
     head, *sections = text.split("[[fit.candidates]]")
     push = next(s for s in sections if 'edit = "steer"' in s)
     text = f"{head}[[fit.candidates]]{push}" + "[parity]" + sections[-1].split("[parity]", 1)[1]
-    for split, limit in (("fit", 80), ("validate", 45), ("test", 45), ("parity", 2)):
+    for split, limit in (("fit", 80), ("validate", 50), ("test", 45), ("parity", 2)):
         before, after = text.split(f"[samples.{split}]", 1)
         lines = after.split("\n")
         place = next(i for i, line in enumerate(lines) if line.startswith("limit"))
