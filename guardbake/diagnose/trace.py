@@ -154,56 +154,61 @@ class _Piece:
     ) -> tuple[Numbers, dict[Ablation, tuple[Numbers, Numbers]]]:
         """(score, {ablation: (score, divergence)}), each [B]."""
         resampled = any(ablation.kind == "resample" for ablation in wanted)
-        residual, other, before = self._own.residual, self._other.residual, self._own.residual
-        # first as it is: a divergence needs both, and keeping [V] numbers an ablation would not fit
-        ((first, clean),) = self._measured(self._decoder.run(0, residual, self._own.setting), 1)
+        entering, attention = self._clean()
+        ((first, clean),) = self._measured(entering[-1], 1)
         under: dict[Ablation, tuple[Numbers, Numbers]] = {}
+        other, donor = self._other.residual, None
         for layer in range(len(self._decoder)):
-            *both, after = self._decoder.halves(layer, residual, self._own.setting)
-            own, donor = Halves(*both), None
             if resampled:
                 *both, other = self._decoder.halves(layer, other, self._other.setting)
                 donor = Halves(*(self._moved(half) for half in both))
             here = _at(wanted, layer)
-            if here:
-                starts = self._starts(here, before, residual, own, donor)
-                out = self._decoder.run(layer + 1, starts, self._own.setting.repeated(len(here)))
-                for ablation, (moved, score) in zip(
-                    here, self._measured(out, len(here)), strict=True
-                ):
-                    under[ablation] = score, _divergence(first, moved)
-            before, residual = residual, after
+            if not here:
+                continue
+            starts = self._starts(here, entering, attention[layer], donor)
+            out = self._decoder.run(layer + 1, starts, self._own.setting.repeated(len(here)))
+            for ablation, (moved, score) in zip(here, self._measured(out, len(here)), strict=True):
+                under[ablation] = score, _divergence(first, moved)
         return clean, under
+
+    def _clean(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The residual that enters each layer and the one that leaves the last; each attention."""
+        entering, attentions = [self._own.residual], []
+        for layer in range(len(self._decoder)):
+            attention, _, after = self._decoder.halves(layer, entering[-1], self._own.setting)
+            entering.append(after)
+            attentions.append(attention)
+        return entering, attentions
 
     def _starts(
         self,
         here: Sequence[Ablation],
-        before: Tensor,
-        residual: Tensor,
-        own: Halves,
+        entering: Sequence[Tensor],
+        attention: Tensor,
         donor: Halves | None,
     ) -> Tensor:
-        """[A B, S, d]: the residual after each ablation's last layer, which `residual` entered.
+        """[A B, S, d]: the residual after each ablation's last layer, the same for all of them.
 
-        before: what entered the layer before that one.
+        entering: the residual that enters each layer. attention: that layer's own.
         """
         starts: dict[Ablation, Tensor] = {}
         without: dict[Ablation, Tensor] = {}
         for ablation in here:
+            residual = entering[ablation.layer]
             if ablation.part == "pair":
-                starts[ablation] = before
+                starts[ablation] = residual
                 continue
             put = self._replacement(ablation, residual, donor)
             if ablation.part == "layer":
                 starts[ablation] = residual + put.attention + put.ffn
             elif ablation.part == "ffn":
-                starts[ablation] = residual + own.attention + put.ffn
+                starts[ablation] = residual + attention + put.ffn
             else:
                 without[ablation] = put.attention
         if without:
             out = self._decoder.after_attention(
                 here[0].last_layer,
-                residual.repeat(len(without), 1, 1),
+                entering[here[0].last_layer].repeat(len(without), 1, 1),
                 torch.cat(list(without.values())),
                 self._own.setting.repeated(len(without)),
             )

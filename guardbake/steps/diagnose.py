@@ -42,7 +42,7 @@ from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Typography, batches
 
 # Tokens that go through a layer together: more of them no longer fit into a processor's cache.
-TOKENS_AT_A_TIME = 1024
+TOKENS_AT_A_TIME = 2048
 DIAGNOSIS_TEXT = "DIAGNOSIS.md"
 
 
