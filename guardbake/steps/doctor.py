@@ -24,6 +24,7 @@ _NEEDS = {
     ),
     "parity": ("onnxruntime",),
     "apply, verify, inspect": ("onnx_ir", "safetensors"),
+    "plots of diagnose": ("matplotlib",),
     "engine rtx": ("tensorrt_rtx",),
     "engine tensorrt": ("tensorrt",),
     "samples advbench": ("pyrit",),
