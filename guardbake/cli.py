@@ -21,6 +21,7 @@ import typer
 import guardbake
 from guardbake.errors import GuardbakeError, ResourceFault
 from guardbake.progress import reporter_for
+from guardbake.studies import StudyName
 
 app = typer.Typer(
     name="guardbake",
@@ -148,6 +149,23 @@ def evaluate(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressSt
     require(examine(out.parent))
     print(to_markdown(run(recipe, out, reporter_for(progress.value))))
     print(f"evaluation: {out}")
+
+
+@app.command()
+def study(
+    name: Annotated[StudyName, typer.Argument(help="What to study.")],
+    recipe: RecipeFile,
+    out: Out,
+    progress: ProgressOption = ProgressStyle.auto,
+) -> None:
+    """One question, answered from the recipe's own prompts, with plots; run again to go on."""
+    from guardbake.steps.doctor import examine, require
+    from guardbake.studies.run import study as run
+
+    require(examine(out.parent))
+    for sentence in run(name, recipe, out, reporter_for(progress.value))["finding"]:
+        print(sentence)
+    print(f"study: {out}")
 
 
 @app.command()

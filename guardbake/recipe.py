@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from guardbake.errors import RecipeError
 from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.recipe_evaluate import EvaluateSection
+from guardbake.recipe_study import StudySection
 from guardbake.section import Count, Layer, Positive, Share, Weight
 from guardbake.section import Section as _Section
 from guardbake.semantics import Fusion
@@ -163,7 +164,7 @@ class RivalsSection(_Section):
     of either label, at `rate` of a vector's length; seed: of their order.
     """
 
-    pictures: Count = 48
+    pictures: Count = 16
     exchanges: Count = 96
     steps: Count = 40
     batch: Count = 4
@@ -243,11 +244,12 @@ class Recipe(_Section):
     model: ModelSection
     samples: SamplesSection
     diagnose: DiagnoseSection | None = None
-    evaluate: EvaluateSection | None = None
     fit: FitSection
     parity: ParitySection
     behaviour: BehaviourSection
     engine: EngineSection | None = None
+    evaluate: EvaluateSection | None = None
+    study: StudySection | None = None
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -62,10 +62,12 @@ def draw_curves(
     x_label: str,
     y_label: str,
     marked: Sequence[float] = (),
+    base: float = 0.0,
 ) -> None:
     """Panels side by side with a common y axis, each named by its key, written as SVG.
 
-    marked: x values to point out by vertical lines. Raises EnvironmentFault without matplotlib.
+    marked: x values to point out by vertical lines. base: the y value that says nothing, where a
+    line is drawn. Raises EnvironmentFault without matplotlib.
     """
     with _panels(target, list(panels), _PANEL[1], sharey=True) as axes:
         for axis, curves in zip(axes, panels.values(), strict=True):
@@ -79,7 +81,7 @@ def draw_curves(
                     )
             for x in marked:
                 axis.axvline(x, color="0.6", linewidth=0.8, zorder=0)
-            axis.axhline(0, color="0.3", linewidth=0.6, zorder=0)
+            axis.axhline(base, color="0.3", linewidth=0.6, zorder=0)
             axis.set_xlabel(x_label)
             _legend(axis, lines, [curve.name for curve in curves])
         axes[0].set_ylabel(y_label)
@@ -88,7 +90,10 @@ def draw_curves(
 def draw_clouds(
     target: Target, panels: Mapping[str, Sequence[Cloud]], x_label: str, y_label: str
 ) -> None:
-    """Panels of points side by side, each on axes of its own. Raises as `draw_curves`."""
+    """Panels of points side by side, each on axes of its own. Raises as `draw_curves`.
+
+    All panels have the same clouds in the same order; their names stand once, below.
+    """
     with _panels(target, list(panels), _PANEL[1], sharey=False) as axes:
         for axis, clouds in zip(axes, panels.values(), strict=True):
             lines = []
@@ -105,8 +110,11 @@ def draw_clouds(
                 for x, y, name in zip(cloud.x, cloud.y, cloud.names, strict=False):
                     axis.annotate(_shown(name), (x, y), (3, 3), "data", "offset points", size=5)
             axis.set_xlabel(x_label)
-            _legend(axis, lines, [cloud.name for cloud in clouds])
         axes[0].set_ylabel(y_label)
+        names = [_shown(cloud.name) for cloud in clouds]
+        axes[0].figure.legend(
+            lines, names, loc="outside lower center", ncols=3, fontsize="small", frameon=False
+        )
 
 
 def draw_intervals(
@@ -131,12 +139,12 @@ def draw_intervals(
                     )  # fmt: skip
                     labels.append(f"{_shown(one.name)}  ")
             axis.set_yticks(range(len(labels)), labels, size="small")
-            for name, label in zip(labels, axis.get_yticklabels(), strict=True):
-                label.set_fontweight("normal" if name.endswith("  ") else "bold")
             axis.tick_params(axis="y", length=0)
             axis.set_xlabel(x_label)
             axis.grid(axis="x", color="0.9", linewidth=0.6)
             axis.set_ylim(len(labels) - 0.5, -0.5)
+        for label in axes[0].get_yticklabels():
+            label.set_fontweight("normal" if label.get_text().endswith("  ") else "bold")
 
 
 def require_matplotlib() -> None:
