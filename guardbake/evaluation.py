@@ -13,6 +13,7 @@ from guardbake.progress import Reporter
 from guardbake.steps.evaluate import arms_of, measure
 from guardbake.steps.fit import load_candidates
 from guardbake.steps.records import write_record
+from guardbake.steps.tuning import tuned_weights
 
 EVALUATION, EVALUATION_TEXT = "evaluation.json", "EVALUATION.md"
 
@@ -34,7 +35,10 @@ def evaluate(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]
             remedy="add the section, see models/demo.toml",
         )
     fitted, spec = work.fit()
-    arms = arms_of(section, spec, load_candidates(fitted / CANDIDATES))
+    tuned = tuned_weights(
+        work.vlm, work.recipe, work.splits, work.typography, work, reporter.advance
+    )
+    arms = arms_of(section, spec, load_candidates(fitted / CANDIDATES), tuned)
     content = measure(
         work.vlm,
         work.recipe,

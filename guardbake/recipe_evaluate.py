@@ -18,21 +18,28 @@ class ArmSection(Section):
     """One row of the evaluation beside the undefended model.
 
     guard: "fitted" for the guard that was chosen, or the name of a candidate of the sign test.
-    canned: said instead, whenever the guard's gate opens; its edits are unused. preamble: a
-    sentence before every request.
+    ungated: its edits without its gate, on every token. canned: said instead, whenever the guard's
+    gate opens; its edits are unused. preamble: a sentence before every request. tuned: the model
+    itself, fine-tuned as the section evaluate.tuning says.
     """
 
     name: str = Field(min_length=1)
     guard: str | None = None
     canned: str | None = Field(default=None, min_length=1)
     preamble: str = ""
+    ungated: bool = False
+    tuned: bool = False
 
     @model_validator(mode="after")
     def _defends(self) -> ArmSection:
         if self.name == "undefended":
             raise ValueError("undefended is a row already, the first")
-        if self.guard is None and not self.preamble:
-            raise ValueError("an arm needs a guard or a preamble")
+        if self.guard is None and not self.preamble and not self.tuned:
+            raise ValueError("an arm needs a guard, a preamble or a fine-tune")
+        if self.guard is not None and self.tuned:
+            raise ValueError("a guard was not fitted for a fine-tuned model")
+        if self.ungated and (self.guard is None or self.canned is not None):
+            raise ValueError("ungated needs a guard, whose edits are used")
         if self.canned is not None and self.guard is None:
             raise ValueError("canned needs a guard, whose gate asks for it")
         return self
@@ -72,6 +79,22 @@ class JudgeSection(Section):
     batch_size: Count = 8
 
 
+class TuningSection(Section):
+    """A refusal fine-tune of the decoder's linear layers, on the fit split (see `vlm.low_rank`).
+
+    pairs: requests of each label, at most, each with the turn to learn: a refusing one after
+    harmful, the model's own answer after harmless ones. rank: of the change. steps of AdamW, each
+    on `batch_size` pairs of either label.
+    """
+
+    pairs: Count
+    rank: Count
+    steps: Count
+    batch_size: Count
+    rate: Positive
+    seed: Seed = 0
+
+
 class EvaluateSection(Section):
     """What `guardbake evaluate` asks, and of whom.
 
@@ -95,6 +118,7 @@ class EvaluateSection(Section):
     arms: list[ArmSection] = Field(default_factory=list)
     candidates: bool = False
     pgd: PgdSection | None = None
+    tuning: TuningSection | None = None
     judges: list[JudgeSection] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -106,6 +130,8 @@ class EvaluateSection(Section):
         ):  # fmt: skip
             if len(set(listed)) < len(listed):
                 raise ValueError(f"{what} must not name one twice")
+        if any(arm.tuned for arm in self.arms) != (self.tuning is not None):
+            raise ValueError("an arm that is tuned and the section tuning belong together")
         if not names and not self.candidates:
             raise ValueError("arms must name a rival of the undefended model")
         for family, value in (("templates", self.templates), ("photograph", self.photographs)):

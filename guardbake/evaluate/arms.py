@@ -10,6 +10,7 @@ from guardbake.samples import Sample
 from guardbake.samples.typography import Tokenizer
 from guardbake.spec import GuardSpec
 from guardbake.vlm.behaviour import Drift, Progress, Questions
+from guardbake.vlm.low_rank import LowRank
 from guardbake.vlm.requests import Asking
 from guardbake.vlm.sampling import Sampling
 from guardbake.vlm.tokens import Request
@@ -23,16 +24,26 @@ class Arm:
 
     spec: the guard, or None. canned: what is said instead whenever the guard's gate is open at the
     prompt's last token, its edits unused (gate-only refusal). preamble: a sentence put before every
-    request's text ("" for none). Without all three: the undefended model.
-    Raises UsageError for a canned answer without a sensor that could ask for it.
+    request's text ("" for none). tuned: a change of the model's weights, which is no guard and with
+    which none is combined. Without all four: the undefended model.
+    Raises UsageError for a canned answer without a sensor that could ask for it, and for a guard on
+    a changed model, which it was not fitted for.
     """
 
     name: str
     spec: GuardSpec | None = None
     canned: str | None = None
     preamble: str = ""
+    tuned: LowRank | None = None
 
     def __post_init__(self) -> None:
+        if self.spec is not None and self.tuned is not None:
+            raise UsageError(
+                found="a guard on a fine-tuned model",
+                expected="one or the other",
+                where=f"arm {self.name!r}",
+                remedy="make two arms of it",
+            )
         if self.canned is not None and (self.spec is None or self.spec.sensor is None):
             raise UsageError(
                 found="a canned answer without a gate",
@@ -45,7 +56,12 @@ class Arm:
     def key(self) -> dict[str, str | None]:
         """What the arm does, without names and provenance: equal keys, equal answers."""
         guard = None if self.spec is None else replace(self.spec, provenance={}).digest
-        return {"guard": guard, "canned": self.canned, "preamble": self.preamble}
+        return {
+            "guard": guard,
+            "canned": self.canned,
+            "preamble": self.preamble,
+            "tuned": None if self.tuned is None else self.tuned.digest,
+        }
 
     @property
     def edits(self) -> GuardSpec | None:

@@ -40,6 +40,7 @@ def _digests(content: Mapping[str, Any]) -> list[str]:
         parts = [f"guard `{arm['guard']}`"] if arm["guard"] else []
         parts += ["canned answer when its gate opens"] if arm["canned"] else []
         parts += ["preamble"] if arm["preamble"] else []
+        parts += [f"no guard: the model fine-tuned, `{arm['tuned']}`"] if arm["tuned"] else []
         lines.append(f"- {arm['name']}: {', '.join(parts) or 'nothing'}")
     return lines
 

@@ -20,7 +20,7 @@ _NAMES = {"steer": "mean-difference push", "astra": "ASTRA", "spo": "SPO-VLM"}
 @dataclass(frozen=True)
 class Candidate:
     """edits: one a site, in layer order. name: unique among the candidates of a recipe.
-    evidence[site]: what the fit says of itself there, JSON values; CARE's alone has any."""
+    evidence[site]: what the fit says of itself there, JSON values; CARE and ASTRA have any."""
 
     name: str
     method: str
@@ -65,7 +65,7 @@ def _fit(
     if section.edit == "spo":
         return refined_push(contrasts.refined, layers, layer), {}
     if section.edit == "astra":
-        return astra_edit(contrasts, layer), {}
+        return astra_edit(contrasts, layer)
     kind = "project" if section.edit == "remove" else section.edit
     assert section.rank != "held-out"  # the recipe's own check
     return safety_direction_edit(contrasts.prompts, layer, section.rank, kind), {}

@@ -31,6 +31,7 @@ from guardbake.steps.split import Splits
 from guardbake.steps.staging import Advance, Stages
 from guardbake.vlm.behaviour import Drift, Questions
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.low_rank import LowRank
 from guardbake.vlm.requests import Asking, Typography
 from guardbake.vlm.sampling import Sampling
 from guardbake.vlm.tokens import Request
@@ -40,11 +41,15 @@ Runs = dict[str, list[str]]
 
 
 def arms_of(
-    section: EvaluateSection, fitted: GuardSpec, candidates: Mapping[str, GuardSpec]
+    section: EvaluateSection,
+    fitted: GuardSpec,
+    candidates: Mapping[str, GuardSpec],
+    tuned: LowRank | None,
 ) -> list[Arm]:
     """The undefended model, the recipe's arms and, if asked for, every candidate.
 
-    Raises RecipeError for a guard that the fit stage did not try, and UsageError as `Arm` does.
+    tuned: for the arms that ask for it. Raises RecipeError for a guard that the fit stage did not
+    try or that needs its gate, and UsageError as `Arm` does.
     """
     arms = [Arm(UNDEFENDED)]
     for row in section.arms:
@@ -57,7 +62,10 @@ def arms_of(
                 remedy="name a candidate as fit.json names it",
             )
         spec = None if row.guard is None else known[row.guard]
-        arms.append(Arm(row.name, spec, row.canned, row.preamble))
+        if spec is not None and row.ungated:
+            spec = _without_gate(spec, row.name)
+        change = tuned if row.tuned else None
+        arms.append(Arm(row.name, spec, row.canned, row.preamble, change))
     if section.candidates:
         arms += [Arm(name, spec) for name, spec in candidates.items()]
     if len({arm.name for arm in arms}) < len(arms):
@@ -68,6 +76,18 @@ def arms_of(
             remedy="rename the arm",
         )
     return arms
+
+
+def _without_gate(spec: GuardSpec, arm: str) -> GuardSpec:
+    """The same edits on every token."""
+    if any(edit.kind == "replace" for edit in spec.edits):
+        raise RecipeError(
+            found="an edit replace without a gate",
+            expected="a gate: the pass over the text alone goes through the same edits",
+            where=f"section evaluate.arms, {arm!r}",
+            remedy="leave ungated out, or name another guard",
+        )
+    return replace(spec, profile="always", sensor=None)
 
 
 def measure(
@@ -187,7 +207,7 @@ class Evaluation:
             for run, sampling in runs.items():
                 what = f"{arm.name}: {column.family}, {run}"
                 plain = partial(self._plain, arm, asked, column, run)
-                questions = self._asked(given)
+                questions = self._asked(given, arm)
                 said[run] = arm.answers(
                     questions, section.tokens, sampling, plain, partial(self._advance, what)
                 )
@@ -209,18 +229,20 @@ class Evaluation:
             self._made[asker] = _Given.of(column, arm, self._vlm.processor.tokenizer)
         return self._made[asker]
 
-    def _asked(self, given: _Given) -> Questions:
-        """The requests read in, kept for as long as nobody asks others."""
-        if given.digest not in self._questions:
+    def _asked(self, given: _Given, arm: Arm) -> Questions:
+        """The requests read in by the arm's model, kept for as long as nobody asks others."""
+        key = f"{given.digest} {arm.key['tuned']}"
+        if key not in self._questions:
             self._questions.clear()
-            self._questions[given.digest] = Questions(
+            self._questions[key] = Questions(
                 self._vlm,
                 given.samples,
                 given,
                 self._size,
                 lambda done, total: self._advance("reading", done, total),
+                change=arm.tuned,
             )
-        return self._questions[given.digest]
+        return self._questions[key]
 
     # -- costs -------------------------------------------------------------------------------
 
@@ -245,8 +267,9 @@ class Evaluation:
         }
 
         def build(folder: Path) -> None:
-            undefended = self._asked(plain)
-            questions = undefended if given.digest == plain.digest else self._asked(given)
+            undefended = self._asked(plain, Arm(UNDEFENDED))
+            same = given.digest == plain.digest and arm.tuned is None
+            questions = undefended if same else self._asked(given, arm)
             progress = partial(self._advance, f"{arm.name}: forced answers, {column.family}")
             drift = arm.drift(questions, undefended, self.section.tokens, progress)
             assert drift is not None

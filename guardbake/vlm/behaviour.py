@@ -23,6 +23,7 @@ from guardbake.site import Site
 from guardbake.spec import GuardSpec, Sensor
 from guardbake.vlm.capture import PromptRows, watching
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.low_rank import LowRank, merged
 from guardbake.vlm.requests import Asking, batches
 from guardbake.vlm.runner import Session, decode, end_ids, greedy, prepare
 from guardbake.vlm.sampling import Sampling
@@ -44,7 +45,11 @@ class Drift(NamedTuple):
 
 
 class Questions:
-    """Prompts, prefilled up to their last token; ask them again and again."""
+    """Prompts, prefilled up to their last token; ask them again and again.
+
+    sites: where `activations` keeps rows of the prompts, unguarded. change: what is done to the
+    model's weights whenever it is asked, None for nothing.
+    """
 
     @torch.no_grad()
     def __init__(
@@ -55,9 +60,10 @@ class Questions:
         batch_size: int,
         progress: Progress,
         sites: Sequence[Site] = (),
+        change: LowRank | None = None,
     ) -> None:
-        """sites: where `activations` keeps rows of the prompts, unguarded."""
         self._vlm = vlm
+        self._change = change
         self._ends = end_ids(vlm)
         self._sessions: list[tuple[Session, Sequence[Sample]]] = []
         self._sensor: Sensor | None = None
@@ -67,12 +73,13 @@ class Questions:
         for some, batch in batches(vlm, samples, asking, batch_size):
             session = Session(vlm, prepare(vlm, batch), None)
             columns = batch.input_ids.shape[1]
-            with watching(vlm, sites, partial(rows.see_image, batch)):
-                session.feed(columns - 1)
-            if sites:
-                with watching(vlm, sites, rows.see_last):
-                    session.feed(columns)
-                session.rewind(columns - 1, None)
+            with merged(vlm, change):
+                with watching(vlm, sites, partial(rows.see_image, batch)):
+                    session.feed(columns - 1)
+                if sites:
+                    with watching(vlm, sites, rows.see_last):
+                        session.feed(columns)
+                    session.rewind(columns - 1, None)
             self._sessions.append((session, some))
             self.samples += some
             progress(len(self.samples), len(samples))
@@ -133,7 +140,7 @@ class Questions:
         parts: list[Drift] = []
         done = 0
         for (plain, _), (session, some) in zip(undefended._sessions, self._sessions, strict=True):
-            with self._at_last_token(plain, None):
+            with undefended._at_last_token(plain, None):
                 first = plain.logits(plain.feed(_columns(plain))[:, -1])
                 ids, own = decode(plain, first, tokens, None, self._ends, None)
             with self._at_last_token(session, spec):
@@ -151,15 +158,16 @@ class Questions:
     def _at_last_token(self, session: Session, spec: GuardSpec | None) -> Iterator[None]:
         """The session guarded by `spec`, its prompt fed up to where this guard may differ."""
         reusable = spec is None or spec.profile == "sequence"
-        memory = self._memory(session, spec) if reusable else None
-        session.rewind(_columns(session) - 1 if reusable else 0, spec, memory)
-        try:
-            with session.guarded():
-                yield
-        finally:
-            if not reusable:  # the cache holds edited prompt tokens: fill it again
-                session.rewind(0, None)
-                session.feed(_columns(session) - 1)
+        with merged(self._vlm, self._change):
+            memory = self._memory(session, spec) if reusable else None
+            session.rewind(_columns(session) - 1 if reusable else 0, spec, memory)
+            try:
+                with session.guarded():
+                    yield
+            finally:
+                if not reusable:  # the cache holds edited prompt tokens: fill it again
+                    session.rewind(0, None)
+                    session.feed(_columns(session) - 1)
 
     def _memory(self, session: Session, spec: GuardSpec | None) -> Tensor | None:
         """What the sensor remembers of the prompt before its last token; read once a sensor."""

@@ -88,7 +88,12 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 def test_the_edit_takes_away_what_the_tokens_did_and_spares_the_benign() -> None:
     ablated, benign = planted()
-    edit = astra_edit(contrasts(ablated, benign), 4)
+    edit, evidence = astra_edit(contrasts(ablated, benign), 4)
+    assert evidence["pictures"] == 40
+    cosines = ablated @ ablated.mean(axis=0) / np.linalg.norm(ablated.mean(axis=0))
+    assert evidence["agreement"] == pytest.approx(
+        (cosines / np.linalg.norm(ablated, axis=1)).mean(), abs=1e-5
+    )
     assert (edit.site, edit.kind, edit.strength) == (FOUR, "astra", 1.0)
     assert edit.push is not None
     assert edit.reference is not None
@@ -102,7 +107,7 @@ def test_the_edit_takes_away_what_the_tokens_did_and_spares_the_benign() -> None
 
 
 def test_the_same_rows_give_the_same_edit() -> None:
-    one, other = (astra_edit(contrasts(*planted()), 4) for _ in range(2))
+    one, other = (astra_edit(contrasts(*planted()), 4)[0] for _ in range(2))
     assert one.push is not None
     assert other.push is not None
     assert one.push.tobytes() == other.push.tobytes()

@@ -21,7 +21,9 @@ from guardbake.batch import Batch
 from guardbake.evaluate.arms import Arm
 from guardbake.evaluate.attacks.pgd import Bytes
 from guardbake.evaluate.attacks.surrogate import SoftGuard
+from guardbake.vlm.forced import forced, turn_ids
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.low_rank import merged
 from guardbake.vlm.pixels import pixel_path
 from guardbake.vlm.runner import Session, prepare
 from guardbake.vlm.tokens import collate
@@ -57,7 +59,8 @@ class Compliance:
         requests = list(zip(texts, shown, strict=True))
         self._batch: Batch = collate(vlm.processor, vlm.image_token_id, requests)
         self._path = pixel_path(vlm, *images.shape[1:3])
-        self._turns, self._wanted = _padded(vlm, turns)
+        wanted = forced([turn_ids(vlm, turn, ends=False) for turn in turns])
+        self._turns, self._wanted = wanted.tokens, wanted.real
         self._unit = 1.0
         scores = self.measure(images).score
         if scores is not None:
@@ -91,7 +94,7 @@ class Compliance:
             session.guard = SoftGuard(session.guard.spec, prompt.mask, WIDTH * self._unit, edits)
             session.guard.text = heard
         score = None
-        with session.guarded():
+        with merged(self._vlm, self._arm.tuned), session.guarded():
             hidden = session.feed(prompt.mask.shape[1])[:, -1:]
             if gated and session.guard is not None and session.guard.score is not None:
                 score = session.guard.score[:, -1]
@@ -99,15 +102,3 @@ class Compliance:
                 hidden = torch.cat([hidden, session.step(self._turns[:, :-1])], 1)
         named = session.logits(hidden).log_softmax(-1).gather(-1, self._turns[..., None])[..., 0]
         return -(named * self._wanted).sum(1) / self._wanted.sum(1), score
-
-
-def _padded(vlm: Vlm, turns: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Tokens [N, n] of the turns, and [N, n] 1 where a token is wanted; the rest is padding."""
-    rows = [vlm.processor.tokenizer(t, add_special_tokens=False)["input_ids"] for t in turns]
-    length = max(len(row) for row in rows)
-    tokens = torch.zeros(len(rows), length, dtype=torch.long)
-    wanted = torch.zeros(len(rows), length)
-    for row, ids in enumerate(rows):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        wanted[row, : len(ids)] = 1
-    return tokens, wanted
