@@ -78,8 +78,8 @@ def digests(found: Records) -> Section:
     if found.certificate is not None:
         own = found.certificate.digests
         rows |= {"model": own.model, "guard": own.guard, **own.onnx}
-    rows |= {f"record {name}.json": value for name, value in found.origin.items()}
-    rows |= {f"record {name}.json": "not here" for name in found.missing}
+    rows |= {f"record, {name}": value for name, value in found.origin.items()}
+    rows |= {f"record, {name}": "not here" for name in found.missing}
     return Section(
         "Digests", [Grid("sha256 in hexadecimal.", ("of", "digest"), list(rows.items()))]
     )

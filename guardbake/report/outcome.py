@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 
-from guardbake.report.blocks import Block, Grid, Picture, Section, Text, number
+from guardbake.report.blocks import Block, Grid, Items, Picture, Section, Text, number
 from guardbake.report.inline import inline
-from guardbake.report.plots import Interval, draw_intervals
-from guardbake.report.schema import Behaviour, Cost, Evaluation, Parity, Row, Search, Table
+from guardbake.report.plots import Interval, draw, draw_intervals
+from guardbake.report.schema import Behaviour, Cost, Evaluation, Parity, Row, Search, Study, Table
 from guardbake.samples import Label
 
 _LABELS: tuple[Label, ...] = ("harmful", "harmless")
@@ -37,6 +37,17 @@ def behaved(behaviour: Behaviour) -> Section:
         f"(budget {rises.budget:+.3f})."
     )
     return Section("Behaviour in the bake", [Text(said), *_table(behaviour.table, "behaviour-")])
+
+
+def studied(study: Study, number: int) -> Section:
+    """One study: question, finding, plots and figures. number: of the study on the page."""
+    blocks: list[Block] = [Text(study.question), Items(study.finding)]
+    for place, plot in enumerate(study.plots):
+        target = io.BytesIO()
+        draw(target, plot)
+        svg = inline(target.getvalue(), f"study{number}-{place}-")
+        blocks.append(Picture(f"{study.study}: {plot.name}", svg))
+    return Section(f"Study: {study.study}", [*blocks, study.table])
 
 
 def agreed(parity: Parity) -> Section:

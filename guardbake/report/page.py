@@ -8,23 +8,21 @@ script, no link and nothing to load, no date and no path: same records, same byt
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 from guardbake.bundle.folders import DiskFaults, beside, refuse_existing
 from guardbake.errors import EnvironmentFault, UsageError
-from guardbake.report.blocks import Block, Grid, Items, Picture, Section, Text
+from guardbake.report.blocks import Block, Picture, Section
 from guardbake.report.choice import choice, layers
 from guardbake.report.claims import digests, not_claimed
-from guardbake.report.outcome import agreed, behaved, evaluated
+from guardbake.report.markdown import to_markdown
+from guardbake.report.outcome import agreed, behaved, evaluated, studied
 from guardbake.report.records import Records, read_records
 
 _TEMPLATE = "page.html.jinja"
 _PARTIAL = ".guardbake-partial"
-# What Markdown (and the HTML inside it) would read as more than a character.
-_MARKUP = re.compile(r"([\\`*_\[<>|#~&$])")
 
 
 def write_report(folders: Sequence[Path], out: Path, card: Path | None) -> Records:
@@ -59,6 +57,7 @@ def content(found: Records) -> tuple[str, list[str], list[Section]]:
         evaluated(found.evaluation) if found.evaluation else None,
         behaved(found.behaviour) if found.behaviour else None,
         agreed(found.parity) if found.parity else None,
+        *(studied(study, number) for number, study in enumerate(found.studies)),
         not_claimed(found),
         digests(found),
     ]
@@ -104,42 +103,6 @@ def to_html(title: str, summary: Sequence[str], sections: Sequence[Section]) -> 
 
 def _kind(block: Block) -> str:
     return type(block).__name__
-
-
-def to_markdown(title: str, summary: Sequence[str], sections: Sequence[Section]) -> str:
-    """The same without plots, for a model card: headings, text and tables."""
-    lines = [f"# {_plain(title)}", ""]
-    lines += [line for one in summary for line in (f"**{_plain(one)}**", "")]
-    for section in sections:
-        blocks = [block for block in section.blocks if not isinstance(block, Picture)]
-        if blocks:
-            lines += [f"## {_plain(section.title)}", ""]
-        for block in blocks:
-            lines += [*_block(block), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _block(block: Text | Items | Grid) -> list[str]:
-    if isinstance(block, Text):
-        return [_plain(block.text)]
-    if isinstance(block, Items):
-        return [f"- {_plain(item)}" for item in block.items]
-    lines = [_plain(block.caption), "", _line(block.head), "|---" * len(block.head) + "|"]
-    for number, row in enumerate(block.rows):
-        cells = [_plain(cell) for cell in row]
-        if number in block.marked:
-            cells[0] = f"**{cells[0]}**"
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _line(names: Sequence[str]) -> str:
-    return f"| {' | '.join(_plain(name) for name in names)} |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
 def _write(path: Path, text: str) -> None:

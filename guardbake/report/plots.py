@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from guardbake.errors import EnvironmentFault
+from guardbake.errors import EnvironmentFault, MalformedError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,16 @@ _ROW = 0.24  # inches of height that one interval takes
 _LONGEST = 60  # characters of a name
 
 
+def _demand(holds: bool, what: str, name: str) -> None:
+    if not holds:
+        raise MalformedError(
+            found=f"{what} that do not go together",
+            expected="rows of one length, and panels with the same names",
+            where=f"the plot of {name!r:.80}",
+            remedy="let guardbake write it again",
+        )
+
+
 @dataclass(frozen=True)
 class Curve:
     """One line: y over x, and a band from low to high if both are there; all of one length."""
@@ -33,17 +43,22 @@ class Curve:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
 
+    def __post_init__(self) -> None:
+        bands = [band for band in (self.low, self.high) if band is not None]
+        _demand(len({len(row) for row in (self.x, self.y, *bands)}) == 1, "lengths", self.name)
+
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points (x, y) of one kind; joined: with a line through them, in their order. names: written
-    beside the points, one each, if any."""
+    """Points (x, y) of one kind; joined: with a line through them, in their order."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     joined: bool = False
-    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _demand(len(self.x) == len(self.y), "lengths", self.name)
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,68 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A plot, to be drawn by `draw_curves`; name: of its file, without an ending."""
+
+    name: str
+    panels: Mapping[str, Sequence[Curve]]
+    x_label: str
+    y_label: str
+    marked: Sequence[float] = ()
+    base: float = 0.0
+    kind: Literal["curves"] = "curves"
+
+    def __post_init__(self) -> None:
+        _demand(len(self.panels) > 0, "panels", self.name)
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """A plot, to be drawn by `draw_clouds`: all panels have the same clouds, in one order."""
+
+    name: str
+    panels: Mapping[str, Sequence[Cloud]]
+    x_label: str
+    y_label: str
+    kind: Literal["clouds"] = "clouds"
+
+    def __post_init__(self) -> None:
+        names = {tuple(cloud.name for cloud in clouds) for clouds in self.panels.values()}
+        _demand(len(names) == 1, "panels", self.name)
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """A plot, to be drawn by `draw_intervals`: all panels have the same groups and names in them,
+    in one order."""
+
+    name: str
+    panels: Mapping[str, Mapping[str, Sequence[Interval]]]
+    x_label: str
+    kind: Literal["intervals"] = "intervals"
+
+    def __post_init__(self) -> None:
+        names = {
+            tuple((group, *(one.name for one in some)) for group, some in groups.items())
+            for groups in self.panels.values()
+        }
+        _demand(len(names) == 1, "panels", self.name)
+
+
+Plot = Curves | Clouds | Intervals
+
+
+def draw(target: Target, plot: Plot) -> None:
+    """Write the plot as SVG. Raises EnvironmentFault without matplotlib."""
+    if isinstance(plot, Curves):
+        draw_curves(target, plot.panels, plot.x_label, plot.y_label, plot.marked, plot.base)
+    elif isinstance(plot, Clouds):
+        draw_clouds(target, plot.panels, plot.x_label, plot.y_label)
+    else:
+        draw_intervals(target, plot.panels, plot.x_label)
 
 
 def draw_curves(
@@ -107,8 +184,6 @@ def draw_clouds(
                     alpha=1.0 if cloud.joined else 0.6,
                     linewidth=1.0,
                 )
-                for x, y, name in zip(cloud.x, cloud.y, cloud.names, strict=False):
-                    axis.annotate(_shown(name), (x, y), (3, 3), "data", "offset points", size=5)
             axis.set_xlabel(x_label)
         axes[0].set_ylabel(y_label)
         names = [_shown(cloud.name) for cloud in clouds]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from guardbake.bundle.canonical import JSON, digest_of, parse
+from guardbake.bundle.canonical import JSON, canonical, digest_of, parse
 from guardbake.errors import MalformedError, UsageError
 from guardbake.report.schema import (
     Behaviour,
@@ -19,6 +19,7 @@ from guardbake.report.schema import (
     Evaluation,
     Fit,
     Parity,
+    Study,
 )
 
 _SCHEMAS: Mapping[str, type[BaseModel]] = {
@@ -46,6 +47,7 @@ class Records:
     behaviour: Behaviour | None
     parity: Parity | None
     evaluation: Evaluation | None
+    studies: tuple[Study, ...]
     origin: Mapping[str, str]
     plain: Mapping[str, Mapping[str, Any]]
 
@@ -75,11 +77,17 @@ def read_records(folders: Sequence[Path]) -> Records:
             if origin.setdefault(name, digest) != digest:
                 raise _mixed(f"two different {name}.json", "one of a kind", str(path))
             plain[name] = _object(parse(data, str(path), _REMEDY), path.name)
+        _read_study(folder / "study.json", plain, origin)
     if not plain:
-        raise _mixed("no record", f"one of {', '.join(f'{n}.json' for n in NAMES)}", "the folders")
+        raise _mixed(
+            "no record",
+            f"one of {', '.join(f'{n}.json' for n in (*NAMES, 'study'))}",
+            "the folders",
+        )
     certificate = _checked(Certificate, plain, "certificate")
     if certificate is not None:
         _unpack(certificate, plain, origin)
+    studies = [_checked(Study, plain, name) for name in sorted(plain) if name not in NAMES]
     found = Records(
         certificate,
         _checked(Fit, plain, "fit"),
@@ -87,11 +95,24 @@ def read_records(folders: Sequence[Path]) -> Records:
         _checked(Behaviour, plain, "behaviour"),
         _checked(Parity, plain, "parity"),
         _checked(Evaluation, plain, "evaluation"),
+        tuple(study for study in studies if study is not None),
         origin,
         plain,
     )
     _demand_one_model(found)
     return found
+
+
+def _read_study(path: Path, plain: dict[str, Mapping[str, Any]], origin: dict[str, str]) -> None:
+    """Studies are told apart by what they are of; there may be any number."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    content = _object(parse(data, str(path), _REMEDY), path.name)
+    name, digest = f"study {content.get('study')!s:.40}", hashlib.sha256(data).hexdigest()
+    if origin.setdefault(name, digest) != digest:
+        raise _mixed(f"two different records of {name}", "one of a kind", str(path))
+    plain[name] = content
 
 
 def _unpack(
@@ -131,7 +152,7 @@ def _checked(schema: type[R], plain: Mapping[str, Mapping[str, Any]], name: str)
     if name not in plain:
         return None
     try:
-        return schema.model_validate(plain[name])
+        return schema.model_validate_json(canonical(_json(plain[name])))
     except ValidationError as error:
         problems = [
             f"{'.'.join(str(part)[:40] for part in problem['loc'])}: {problem['msg']}"
@@ -150,6 +171,7 @@ def _demand_one_model(found: Records) -> None:
         "certificate": found.certificate and found.certificate.digests.model,
         "diagnosis": found.diagnosis and found.diagnosis.model,
         "evaluation": found.evaluation and found.evaluation.model,
+        **{f"study {study.study}": study.model for study in found.studies},
     }
     named = {name: digest for name, digest in models.items() if digest}
     if len(set(named.values())) > 1:

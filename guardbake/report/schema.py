@@ -5,11 +5,13 @@ A value of another type, a number that is not finite and a missing key are error
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guardbake.component import ComponentName, Kind, Part
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Plot
 from guardbake.samples import Label
 
 Named = dict[str, float]
@@ -249,3 +251,14 @@ class Certificate(_Record):
     gates: list[Gate]
     digests: Digests
     figures: dict[str, Any]
+
+
+class Study(_Record):
+    """What a study leaves: its words, its table and its plots are in the record."""
+
+    study: str
+    question: str
+    model: str
+    finding: list[str] = Field(min_length=1)
+    table: Grid
+    plots: list[Annotated[Plot, Field(discriminator="kind")]]

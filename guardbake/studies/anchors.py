@@ -9,7 +9,6 @@ traversal (Gonzalez 1985), "random" any.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from guardbake.diagnose.separability import area_under_curve, separability
 from guardbake.errors import RecipeError
 from guardbake.fit.gate import detection_at
 from guardbake.fit.subspace import discriminant_direction
-from guardbake.report.plots import Curve, draw_curves
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Curve, Curves, Plot
 from guardbake.site import Site
 from guardbake.steps.fit import FIT_FORMS
 from guardbake.studies.setting import Figures, Setting, Study, of_form
@@ -199,23 +199,21 @@ def _shown(value: Mapping[str, float]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def table(figures: Figures) -> list[str]:
-    heads = " | ".join(f"AUC, {form} | detection, {form}" for form in FIT_FORMS)
-    lines = [
+def table(figures: Figures) -> Grid:
+    columns = [(form, name) for form in FIT_FORMS for name in ("auc", "detection")]
+    return Grid(
         f"Median and 5 % to 95 % of the draws. Detection: harmful prompts above the threshold that "
         f"{float(RATE):.0%} of the harmless ones pass.",
-        "",
-        f"| anchors | pairs | {heads} |",
-        "|---|---|" + "---|---|" * len(FIT_FORMS),
-    ]
-    for row in figures["rows"]:
-        cells = [_shown(row[name][form]) for form in FIT_FORMS for name in ("auc", "detection")]
-        lines.append(f"| {row['kind']} | {row['pairs']} | {' | '.join(cells)} |")
-    return lines
+        ("anchors", "pairs", *(f"{name}, {form}" for form, name in columns)),
+        [
+            (row["kind"], str(row["pairs"]), *(_shown(row[name][form]) for form, name in columns))
+            for row in figures["rows"]
+        ],
+    )
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
-    names = []
+def plots(figures: Figures) -> list[Plot]:
+    drawn: list[Plot] = []
     for measured, label in (("auc", "AUC"), ("detection", f"detection at {float(RATE):.0%}")):
         panels = {
             str(form): [
@@ -229,10 +227,9 @@ def draw(figures: Figures, folder: Path) -> list[str]:
             ]
             for form in FIT_FORMS
         }
-        names.append(f"{measured}.svg")
         base = 0.5 if measured == "auc" else 0.0
-        draw_curves(folder / names[-1], panels, "anchor pairs", label, base=base)
-    return names
+        drawn.append(Curves(measured, panels, "anchor pairs", label, base=base))
+    return drawn
 
 
 ANCHORS = Study(
@@ -240,5 +237,5 @@ ANCHORS = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

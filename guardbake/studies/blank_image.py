@@ -6,11 +6,10 @@ beside the same harmful words.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from guardbake.evaluate.judges import Verdict
 from guardbake.evaluate.table import GREEDY, LABELS, Group, table_of
-from guardbake.report.plots import Interval, draw_intervals
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Interval, Intervals, Plot
 from guardbake.samples import Form
 from guardbake.studies.setting import Figures, Setting, Study
 
@@ -59,7 +58,7 @@ def finding(figures: Figures) -> list[str]:
         }
         tests = {p["arm"]: p for p in pairings if (p["label"], p["family"]) == ("harmful", arm)}
         parts = [f"{_SHOWN[form]}: {_rate(refused[form])}" for form in FORMS]
-        said.append(f"**{arm.capitalize()}**, harmful prompts refused with {'; '.join(parts)}.")
+        said.append(f"{arm.capitalize()}, harmful prompts refused with {'; '.join(parts)}.")
         lost = [form for form in FORMS[1:] if _differs(tests[form]) < 0]
         gained = [form for form in FORMS[1:] if _differs(tests[form]) > 0]
         same = [form for form in FORMS[1:] if form not in lost + gained]
@@ -93,22 +92,24 @@ def _rate(rate: dict[str, float]) -> str:
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
 
 
-def table(figures: Figures) -> list[str]:
-    lines = [
-        "| prompts | arm | form | refused | answered | degenerate |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in figures["table"]["rows"]:
-        cells = [
-            f"{_rate(row[verdict])} ({row[verdict]['count']}/{row[verdict]['total']})"
-            for verdict in ("refused", "answered", "degenerate")
-        ]
-        head = f"| {row['label']} | {row['family']} | {row['arm']} "
-        lines.append(head + f"| {' | '.join(cells)} |")
-    return lines
+def table(figures: Figures) -> Grid:
+    verdicts = ("refused", "answered", "degenerate")
+    return Grid(
+        "Shares of the same prompts in every form, with 95 % Wilson intervals.",
+        ("prompts", "arm", "form", *verdicts),
+        [
+            (
+                row["label"],
+                row["family"],
+                row["arm"],
+                *(f"{_rate(row[v])} ({row[v]['count']}/{row[v]['total']})" for v in verdicts),
+            )
+            for row in figures["table"]["rows"]
+        ],
+    )
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
+def plots(figures: Figures) -> list[Plot]:
     """Refused share by form, both arms; harmful and harmless side by side."""
     panels: dict[str, dict[str, list[Interval]]] = {}
     for row in figures["table"]["rows"]:
@@ -117,8 +118,7 @@ def draw(figures: Figures, folder: Path) -> list[str]:
         groups.setdefault(row["arm"], []).append(
             Interval(row["family"], rate["value"], rate["low"], rate["high"])
         )
-    draw_intervals(folder / "refused.svg", panels, "share refused")
-    return ["refused.svg"]
+    return [Intervals("refused", panels, "share refused")]
 
 
 BLANK_IMAGE = Study(
@@ -126,5 +126,5 @@ BLANK_IMAGE = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

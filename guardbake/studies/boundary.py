@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import numpy as np
 from guardbake.activations import Activations
 from guardbake.covariance import Matrix
 from guardbake.diagnose.separability import area_under_curve, folds
-from guardbake.report.plots import Cloud, Curve, draw_clouds, draw_curves
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Cloud, Clouds, Curve, Curves, Plot
 from guardbake.samples import Form
 from guardbake.site import Site
 from guardbake.steps.fit import FIT_FORMS
@@ -127,21 +127,23 @@ def _shown(value: dict[str, float]) -> str:
     return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
-def table(figures: Figures) -> list[str]:
-    return [
+def table(figures: Figures) -> Grid:
+    return Grid(
         "Areas under the curve, cross-validated; gain: kernel less linear, 95 % over prompts.",
-        "",
-        "| layer | form | linear | kernel | gain |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {row['layer']} | {row['form']} | {row['linear']:.3f} | {row['kernel']:.3f} "
-            f"| {_shown(row['gain'])} |"
+        ("layer", "form", *PROBES, "gain"),
+        [
+            (
+                str(row["layer"]),
+                row["form"],
+                *(f"{row[name]:.3f}" for name in PROBES),
+                _shown(row["gain"]),
+            )
             for row in figures["rows"]
-        ),
-    ]
+        ],
+    )
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
+def plots(figures: Figures) -> list[Plot]:
     """Areas over layers, and the kernel principal components where the kernel gains most."""
     panels = {
         str(form): [
@@ -151,7 +153,6 @@ def draw(figures: Figures, folder: Path) -> list[str]:
         for form in FIT_FORMS
         for rows in [[row for row in figures["rows"] if row["form"] == form]]
     }
-    draw_curves(folder / "auc.svg", panels, "layer", "AUC, cross-validated", base=0.5)
     picture = figures["picture"]
     clouds = {
         f"{form}, layer {picture['layer']}": [
@@ -159,8 +160,10 @@ def draw(figures: Figures, folder: Path) -> list[str]:
         ]
         for form in FIT_FORMS
     }
-    draw_clouds(folder / "kernel-pca.svg", clouds, "first component", "second component")
-    return ["auc.svg", "kernel-pca.svg"]
+    return [
+        Curves("auc", panels, "layer", "AUC, cross-validated", base=0.5),
+        Clouds("kernel-pca", clouds, "first component", "second component"),
+    ]
 
 
 BOUNDARY = Study(
@@ -168,5 +171,5 @@ BOUNDARY = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from guardbake.recipe import CandidateSection
-from guardbake.report.plots import Curve, draw_curves
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Curve, Curves, Plot
 from guardbake.steps.fit import FIT_FORMS
 from guardbake.studies.guards import always_open, fitted_guards, shares
 from guardbake.studies.setting import Asked, Figures, Setting, Study
@@ -92,25 +92,32 @@ def _shown(value: dict[str, float]) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def table(figures: Figures) -> list[str]:
+def table(figures: Figures) -> Grid:
     forms = list(figures["undefended"]["harmful"]["by_form"])
-    heads = " | ".join(f"{label} {form}" for label in _LABELS for form in forms)
-    lines = [
-        "Share refused, edit at strength 1, gate open for every prompt.",
-        "",
-        f"| edit | layer | harmful [95 %] | harmless [95 %] | {heads} | degenerate |",
-        "|---|---|---|---|" + "---|" * (2 * len(forms) + 1),
-    ]
-    for row in ({"edit": "undefended", "layer": "-"} | figures["undefended"], *figures["rows"]):
-        cells = [f"{row[label]['by_form'][form]:.2f}" for label in _LABELS for form in forms]
-        lines.append(
-            f"| {row['edit']} | {row['layer']} | {_shown(row['harmful'])} "
-            f"| {_shown(row['harmless'])} | {' | '.join(cells)} | {row['degenerate']:.2f} |"
-        )
-    return lines
+    undefended = {"edit": "undefended", "layer": "-"} | figures["undefended"]
+    return Grid(
+        "Share refused, edit at strength 1, gate open for every prompt; 95 % over prompts.",
+        (
+            "edit",
+            "layer",
+            *_LABELS,
+            *(f"{label} {form}" for label in _LABELS for form in forms),
+            "degenerate",
+        ),
+        [
+            (
+                row["edit"],
+                str(row["layer"]),
+                *(_shown(row[label]) for label in _LABELS),
+                *(f"{row[label]['by_form'][form]:.2f}" for label in _LABELS for form in forms),
+                f"{row['degenerate']:.2f}",
+            )
+            for row in (undefended, *figures["rows"])
+        ],
+    )
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
+def plots(figures: Figures) -> list[Plot]:
     """Refused share over layers for both labels; the layers of the recipe's candidates marked."""
     panels: dict[str, list[Curve]] = {}
     layers = sorted({row["layer"] for row in figures["rows"]})
@@ -123,8 +130,7 @@ def draw(figures: Figures, folder: Path) -> list[str]:
         flat = [figures["undefended"][label]["value"]] * len(layers)
         panels[f"{label} prompts"] = [*curves, Curve("undefended", layers, flat)]
     marked = [layer for layer in figures["edited"] if layer in layers]
-    draw_curves(folder / "layers.svg", panels, "layer", "share refused", marked)
-    return ["layers.svg"]
+    return [Curves("layers", panels, "layer", "share refused", marked)]
 
 
 LAYERS = Study(
@@ -133,5 +139,5 @@ LAYERS = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

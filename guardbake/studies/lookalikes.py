@@ -6,11 +6,10 @@ look-alikes stand among the harmless ones of the test split and are held against
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from guardbake.errors import RecipeError
 from guardbake.evaluate.statistics import Rate
-from guardbake.report.plots import Interval, draw_intervals
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Interval, Intervals, Plot
 from guardbake.samples import FORMS, Prompt
 from guardbake.studies.setting import Asked, Figures, Setting, Study
 
@@ -101,26 +100,24 @@ def _shown(row: dict[str, float]) -> str:
     return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
-def table(figures: Figures) -> list[str]:
-    return [
-        "| prompts | form | what | share [95 %] | count |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {row['kind']} | {row['form']} | {row['what']} | {_shown(row)} "
-            f"| {row['count']}/{row['total']} |"
+def table(figures: Figures) -> Grid:
+    return Grid(
+        "Share refused, and share that opens the gate, with 95 % Wilson intervals.",
+        ("prompts", "form", "what", "share", "count"),
+        [
+            (row["kind"], row["form"], row["what"], _shown(row), f"{row['count']}/{row['total']}")
             for row in figures["rows"]
-        ),
-    ]
+        ],
+    )
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
+def plots(figures: Figures) -> list[Plot]:
     panels: dict[str, dict[str, list[Interval]]] = {kind: {} for kind in KINDS}
     for row in figures["rows"]:
         panels[row["kind"]].setdefault(row["form"], []).append(
             Interval(row["what"], row["value"], row["low"], row["high"])
         )
-    draw_intervals(folder / "refused.svg", panels, "share refused, or gate open")
-    return ["refused.svg"]
+    return [Intervals("refused", panels, "share refused, or gate open")]
 
 
 LOOKALIKES = Study(
@@ -128,5 +125,5 @@ LOOKALIKES = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

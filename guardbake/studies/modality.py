@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guardbake.activations import Activations
 from guardbake.covariance import Matrix
-from guardbake.report.plots import Cloud, Curve, draw_clouds, draw_curves
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Cloud, Clouds, Curve, Curves, Plot
 from guardbake.samples import FORMS
 from guardbake.site import Site
 from guardbake.studies.probes import components
@@ -121,50 +121,41 @@ def _misplaced(part: float) -> str:
     return f"stands {0.5 - part:.2f} of the way above them instead of 0.50."
 
 
-def table(figures: Figures) -> list[str]:
+def table(figures: Figures) -> Grid:
     rows = figures["rows"]
-    heads = [
-        *(f"gap, {name}" for name in rows[0]["gaps"]),
-        *(f"shift, {name}" for name in rows[0]["shifts"]),
-        *(f"offset, {name}" for name in rows[0]["offsets"]),
-        *(f"cosine, {name}" for name in rows[0]["alike"]),
-    ]
-    lines = [
+    names = {"gaps": "gap", "shifts": "shift", "offsets": "offset", "alike": "cosine"}
+    columns = [(part, name) for part in names for name in rows[0][part]]
+    return Grid(
         "Residual at the last prompt token. Gaps: between the means of two forms; shifts: between "
         "harmful and harmless of one form; both in spreads, the root mean square distance of rows "
         "from the mean of their form and label. Offsets: of harmless prompts from harmless text "
         "ones, along the text's shift. Cosine: between two forms' shifts.",
-        "",
-        f"| layer | {' | '.join(heads)} |",
-        "|---" * (len(heads) + 1) + "|",
-    ]
-    for row in rows:
-        cells = [
-            f"{v:.2f}"
-            for part in ("gaps", "shifts", "offsets", "alike")
-            for v in row[part].values()
-        ]
-        lines.append(f"| {row['layer']} | {' | '.join(cells)} |")
-    return lines
+        ("layer", *(f"{names[part]}, {name}" for part, name in columns)),
+        [
+            (str(row["layer"]), *(f"{row[part][name]:.2f}" for part, name in columns))
+            for row in rows
+        ],
+    )
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
+def plots(figures: Figures) -> list[Plot]:
     """The clouds of a few layers, and gaps, shifts and cosines over layers."""
     clouds = {
         f"layer {layer}": [Cloud(name, *points) for name, points in picture.items()]
         for layer, picture in figures["pictures"].items()
     }
-    draw_clouds(folder / "clouds.svg", clouds, "first component", "second component")
     rows = figures["rows"]
     x = [row["layer"] for row in rows]
     panels = {
         title: [Curve(name, x, [row[part][name] for row in rows]) for name in rows[0][part]]
         for part, title in (("gaps", "between forms"), ("shifts", "harmful to harmless"))
     }
-    draw_curves(folder / "gaps.svg", panels, "layer", "distance of means, spreads")
     alike = [Curve(name, x, [row["alike"][name] for row in rows]) for name in rows[0]["alike"]]
-    draw_curves(folder / "alike.svg", {"harmful to harmless": alike}, "layer", "cosine")
-    return ["clouds.svg", "gaps.svg", "alike.svg"]
+    return [
+        Clouds("clouds", clouds, "first component", "second component"),
+        Curves("gaps", panels, "layer", "distance of means, spreads"),
+        Curves("alike", {"harmful to harmless": alike}, "layer", "cosine"),
+    ]
 
 
 MODALITY = Study(
@@ -172,5 +163,5 @@ MODALITY = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from guardbake.bundle.folders import new_folder, refuse_existing
 from guardbake.pipeline import Bake
 from guardbake.progress import Reporter
-from guardbake.report.plots import require_matplotlib
+from guardbake.report.blocks import Grid
+from guardbake.report.markdown import plain, to_lines
+from guardbake.report.plots import Plot, draw, require_matplotlib
 from guardbake.steps.records import write_record
 from guardbake.studies import StudyName
 from guardbake.studies.anchors import ANCHORS
@@ -44,6 +47,7 @@ def study(name: StudyName, recipe: Path, out: Path, reporter: Reporter) -> dict[
     setting = Setting(Bake(recipe, out, reporter))
     one = STUDIES[name]
     figures = one.measure(setting)
+    table, plots = one.table(figures), one.plots(figures)
     content = {
         "study": name.value,
         "question": one.question,
@@ -53,17 +57,20 @@ def study(name: StudyName, recipe: Path, out: Path, reporter: Reporter) -> dict[
         "section": setting.section.model_dump(mode="json"),
         "figures": figures,
         "finding": one.finding(figures),
+        "table": asdict(table),
+        "plots": [asdict(plot) for plot in plots],
     }
     with new_folder(out) as folder:
         write_record(folder / STUDY, content)
-        plots = one.draw(figures, folder)
-        text = to_markdown(content, one.table(figures), plots)
+        for plot in plots:
+            draw(folder / f"{plot.name}.svg", plot)
+        text = to_markdown(content, table, plots)
         (folder / STUDY_TEXT).write_text(text, encoding="utf-8")
     return content
 
 
-def to_markdown(content: Mapping[str, Any], table: list[str], plots: list[str]) -> str:
-    """The question, the finding, the table behind it, and what it stands on."""
+def to_markdown(content: Mapping[str, Any], table: Grid, plots: Sequence[Plot]) -> str:
+    """The question, the finding, the figures behind it, and what it stands on."""
     lines = [
         f"# Study: {content['study']}",
         "",
@@ -71,14 +78,14 @@ def to_markdown(content: Mapping[str, Any], table: list[str], plots: list[str]) 
         "",
         "## Finding",
         "",
-        *(line for sentence in content["finding"] for line in (sentence, "")),
+        *(line for sentence in content["finding"] for line in (plain(sentence), "")),
         "One model, one recipe. Answers are judged by keywords, greedy; what is not refused is not "
         "thereby a working harmful answer.",
         "",
-        *(line for name in plots for line in (f"![{name}]({name})", "")),
+        *(line for p in plots for line in (f"![{p.name}]({p.name}.svg)", "")),
         "## Figures",
         "",
-        *table,
+        *to_lines(table),
         "",
         f"- recipe: {content['recipe']}, seed {content['section']['seed']}",
         f"- model: `{content['model']}`",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from guardbake.evaluate.drift import cost
 from guardbake.fit.candidates import Candidate
 from guardbake.recipe import CandidateSection
-from guardbake.report.plots import Cloud, draw_clouds
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Cloud, Clouds, Plot
 from guardbake.samples import FORMS
 from guardbake.spec import GuardSpec
 from guardbake.studies.guards import fitted_guards, shares
@@ -125,25 +125,23 @@ def _shown(value: dict[str, float]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def table(figures: Figures) -> list[str]:
-    lines = [
+def table(figures: Figures) -> Grid:
+    shown = ("attack", "refused", "perplexity", "divergence")
+    rows = [figures["undefended"], *figures["rows"]]
+    return Grid(
         "Attack success: harmful prompts answered; both shares are means over the forms, intervals "
-        "over prompts. On the front: no other is as good in all three and better in one.",
-        "",
-        "| configuration | attack success | harmless refused | perplexity ratio | KL | degenerate "
-        "| front |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in (figures["undefended"], *figures["rows"]):
-        lines.append(
-            f"| {row['name']} | {_shown(row['attack'])} | {_shown(row['refused'])} "
-            f"| {_shown(row['perplexity'])} | {_shown(row['divergence'])} "
-            f"| {row['degenerate']:.3f} | {'yes' if row.get('front') else '-'} |"
-        )
-    return lines
+        "over prompts. On the front, marked: no other is as good in all three and better in one.",
+        ("configuration", "attack success", "harmless refused", "perplexity ratio", "KL",
+         "degenerate"),
+        [
+            (row["name"], *(_shown(row[name]) for name in shown), f"{row['degenerate']:.3f}")
+            for row in rows
+        ],
+        [number for number, row in enumerate(rows) if row.get("front")],
+    )  # fmt: skip
 
 
-def draw(figures: Figures, folder: Path) -> list[str]:
+def plots(figures: Figures) -> list[Plot]:
     """Attack success over either cost, one cloud an edit, the front of the two joined."""
     rows = figures["rows"]
     panels = {}
@@ -156,8 +154,7 @@ def draw(figures: Figures, folder: Path) -> list[str]:
         front = [row for row in rows if not _beaten(row, rows, ("attack", aim))]
         front.sort(key=lambda row: (row[aim]["value"], -row["attack"]["value"]))
         panels[title] = [*clouds, Cloud("front", *_points(front, aim), joined=True)]
-    draw_clouds(folder / "pareto.svg", panels, "cost", "attack success")
-    return ["pareto.svg"]
+    return [Clouds("pareto", panels, "cost", "attack success")]
 
 
 def _points(rows: Sequence[Row], aim: str) -> tuple[list[float], list[float]]:
@@ -169,5 +166,5 @@ SCAN = Study(
     measure,
     finding,
     table,
-    draw,
+    plots,
 )

@@ -19,6 +19,8 @@ from guardbake.evaluate.judges import Verdict, judge
 from guardbake.evaluate.table import LABELS
 from guardbake.pipeline import Bake
 from guardbake.recipe_study import StudySection
+from guardbake.report.blocks import Grid
+from guardbake.report.plots import Plot
 from guardbake.samples import Form, Prompt, Sample
 from guardbake.samples.collect import in_forms
 from guardbake.samples.splits import take
@@ -35,15 +37,14 @@ Figures = dict[str, Any]
 class Study:
     """One study. measure: the figures, JSON values; everything else is made from them alone.
 
-    finding: what they say, sentence by sentence. table: Markdown lines. draw: writes plots into a
-    folder and names them.
+    finding: what they say, sentence by sentence. table: the figures to read. plots: to look at.
     """
 
     question: str
     measure: Callable[[Setting], Figures]
     finding: Callable[[Figures], list[str]]
-    table: Callable[[Figures], list[str]]
-    draw: Callable[[Figures, Path], list[str]]
+    table: Callable[[Figures], Grid]
+    plots: Callable[[Figures], list[Plot]]
 
 
 class Setting:

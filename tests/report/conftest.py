@@ -168,6 +168,39 @@ def diagnosis() -> dict[str, Any]:
     }
 
 
+def study(name: str = "layers") -> dict[str, Any]:
+    return {
+        "study": name,
+        "question": "Where?",
+        "model": MODEL,
+        "finding": ["After layer 2, <there>."],
+        "table": {"caption": "By layer.", "head": ["layer"], "rows": [["1"], ["2"]], "marked": [1]},
+        "plots": [
+            {
+                "kind": "curves",
+                "name": "curve",
+                "panels": {"text": [{"name": "a", "x": [1, 2], "y": [0.5, 0.25]}]},
+                "x_label": "layer",
+                "y_label": "share",
+            },
+            {
+                "kind": "clouds",
+                "name": "cloud",
+                "panels": {"text": [{"name": "a", "x": [1.0], "y": [2.0]}]},
+                "x_label": "x",
+                "y_label": "y",
+            },
+            {
+                "kind": "intervals",
+                "name": "interval",
+                "panels": {"p": {"g": [{"name": "a", "value": 0.1, "low": 0.0, "high": 0.2}]}},
+                "x_label": "share",
+            },
+        ],
+        "figures": {"secret": "a secret sentence"},
+    }
+
+
 def write(folder: Path, **values: Any) -> Path:
     """A folder with those records."""
     folder.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from tests.report.conftest import (
     evaluation,
     fit,
     parity,
+    study,
     write,
 )
 
@@ -57,6 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parity=parity(),
         evaluation=evaluation(),
         certificate=certificate(),
+        study=study(),
     )
     assert not write_report([folder / "records"], folder / "out.html", folder / "card.md").missing
     return folder
@@ -70,6 +72,7 @@ def test_all_records_make_every_section(whole: Path) -> None:
         "Evaluation",
         "Behaviour in the bake",
         "Parity",
+        "Study: layers",
         "What is not claimed",
         "Digests",
     ]
@@ -81,8 +84,9 @@ def test_all_records_make_every_section(whole: Path) -> None:
     # 8 of 8 refused under the guard, with Wilson's interval; 3 of 8 on the model as it is
     assert "1.00 [0.68, 1.00] (8/8)" in page.texts
     assert "0.38 [0.14, 0.69] (3/8)" in page.texts
-    # 5 plots of the diagnosis, 2 of each table
-    assert page.tags.count("svg") == 9
+    assert "After layer 2, <there>." in page.texts
+    # 5 plots of the diagnosis, 2 of each table, 3 of the study
+    assert page.tags.count("svg") == 12
 
 
 def test_the_page_needs_nothing_else(whole: Path) -> None:
@@ -155,7 +159,7 @@ def test_missing_records_are_named_and_what_they_would_show_is_not_claimed(
     assert "Not among the records: certificate.json, diagnosis.json, behaviour.json" in card
     for claim in ("Nothing is said of behaviour", "Nothing is certified", "No rival stands"):
         assert claim in card
-    assert "| record fit.json |" in card
+    assert "| record, fit |" in card
     assert "## Evaluation" not in card
     # the curves over layers come from the fit where there is no diagnosis
     assert Page(tmp_path / "out.html").tags.count("svg") == 2
@@ -203,6 +207,12 @@ def broken(value: dict[str, Any], *path: str | int, to: object) -> dict[str, Any
         ("diagnosis", broken(diagnosis(), "separability", 0, "component", to="x"), "component"),
         ("diagnosis", broken(diagnosis(), "separability", 3, "forms", to={}), "in other forms"),
         ("diagnosis", broken(diagnosis(), "causes", "text", "effects", 0, to={}), "effects.0"),
+        ("study", broken(study(), "finding", to=[]), "finding"),
+        ("study", broken(study(), "plots", 0, "kind", to="pie"), "plots.0"),
+        ("study", broken(study(), "plots", 0, "panels", "text", 0, "x", to=[1]), "lengths that do"),
+        ("study", broken(study(), "plots", 1, "panels", to={}), "panels that do"),
+        ("study", broken(study(), "plots", 2, "panels", "q", to={}), "panels that do"),
+        ("study", broken(study(), "table", "rows", to="x"), "table.rows"),
         ("certificate", broken(certificate(), "figures", "fit", to=3), "a JSON int"),
         ("certificate", broken(certificate(), "digests", "guard", to=None), "digests.guard"),
     ],
@@ -234,11 +244,14 @@ def test_records_of_different_bakes_are_not_put_together(records: Write, tmp_pat
     other = evaluation() | {"model": "f" * 64}
     with pytest.raises(UsageError, match="records of one model"):
         write_report([records(evaluation=other)], out, None)
-    second = tmp_path / "second"
-    second.mkdir()
-    (second / "certificate.json").write_text("{}")
+    second = write(tmp_path / "second", certificate={})
     with pytest.raises(UsageError, match=r"two different certificate\.json"):
         write_report([folder, second], out, None)
+    (second / "certificate.json").unlink()
+    with pytest.raises(UsageError, match="different records of study layers"):
+        write_report(
+            [write(folder, study=study()), write(second, study=study() | {"x": 1})], out, None
+        )
     assert not out.exists()
 
 
