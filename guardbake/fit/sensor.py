@@ -1,4 +1,4 @@
-"""Fit the sensor: a shrunken discriminant over several sites, judged by cross-fitted detection.
+"""Fit the sensor: a shrunken discriminant over several sites, judged by what it detects elsewhere.
 
 The rows of the sites are scaled alike and stand side by side; one direction through all of them is
 one MatMul a site in the graph. A pooling sensor adds what the image tokens say on average, and has
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from guardbake.activations import Activations, Rows, rows_at
 from guardbake.covariance import Matrix
-from guardbake.diagnose.separability import area_under_curve, folds
+from guardbake.diagnose.separability import area_under_curve
 from guardbake.fit.gate import Calibration, calibrate, detection_at
 from guardbake.fit.subspace import discriminant_direction
 from guardbake.samples import Form
@@ -23,7 +23,6 @@ from guardbake.site import Site
 from guardbake.spec import Reading, Sensor
 
 Flags = npt.NDArray[np.bool_]
-FOLDS = 5
 IMAGELESS: Form = "text"
 
 
@@ -45,8 +44,8 @@ class SensorPlan:
 class SensorReport:
     """What the choice saw.
 
-    cross_fitted: mean over forms of the detection rate at the promised false-positive rate, on the
-    fitting prompts, each judged by a direction fitted without it. pooling: the weight taken.
+    tried: how many sensors were held against one another, by the mean of `detection` over forms.
+    pooling: the weight taken.
     detection[form]: harmful scores above the threshold; auc[form]; at[form][rate]: detection at
     other false-positive rates of that form. All three on `held_out`.
     """
@@ -54,7 +53,7 @@ class SensorReport:
     sites: tuple[Site, ...]
     ridge: float
     pooling: float
-    cross_fitted: float
+    tried: int
     calibrations: tuple[Calibration, ...]
     detection: Mapping[Form, float]
     auc: Mapping[Form, float]
@@ -64,30 +63,82 @@ class SensorReport:
 def fit_sensor(
     fitting: Activations, held_out: Activations, plan: SensorPlan
 ) -> tuple[Sensor, SensorReport]:
-    """Directions from `fitting`, sites, ridge and weight by cross-fitting there, thresholds from
-    `held_out`, where the rate is kept on the harmless prompts of each form."""
-    groups = _groups(_forms(fitting), bool(plan.pooling))
-    everything = np.ones(len(fitting.samples), bool)
-    best, sites, ridge = _choose_sites(fitting, plan, groups)
-    last = _direction(fitting, fitting.last, sites, ridge, everything)
-    weight, pooled = 0.0, None
-    if plan.pooling:
-        best, weight = _choose_weight(fitting, plan, sites, ridge, groups)
-        pooled = _pooled(fitting, sites, ridge, everything).scaled(weight)
-    scores = _scores(held_out, last, pooled)
-    harmless = held_out.where(lambda s: s.label == "harmless")
-    rows = _forms(held_out)
-    calibrations = tuple(
-        calibrate({form: scores[rows[form] & harmless] for form in group}, plan.rate)
-        for group in groups
+    """Directions from `fitting`; thresholds, sites, ridge and weight from `held_out`.
+
+    The rate is kept on the harmless prompts of each form. Of all that is tried the sensor that then
+    detects most of the harmful ones is taken, averaged over forms. Cross-fitting on the fitting
+    prompts was tried first: within their own sources every sensor finds nearly all, and what tells
+    sensors apart is harm from elsewhere. The choice makes the promised rate slightly optimistic.
+    """
+    held = _HeldOut(held_out, _groups(_forms(fitting), bool(plan.pooling)), plan.rate)
+    tried = [
+        _Tried(held.detected(scores), sites, ridge, weight)
+        for sites in _site_sets(plan)
+        for ridge in plan.ridges
+        for weight, scores in _weighted(fitting, held_out, sites, ridge, plan.pooling)
+    ]
+    best = max(
+        tried, key=lambda t: (t.detected, -len(t.sites), -t.sites[0].depth, -t.weight, t.ridge)
     )
+    last = _direction(fitting, fitting.last, best.sites, best.ridge)
+    pooled = None
+    if plan.pooling:
+        pooled = _pooled(fitting, best.sites, best.ridge).scaled(best.weight)
+    scores = _scores(held_out, last, pooled)
+    calibrations = held.calibrations(scores)
     sensor = _assembled(last, pooled, [c.threshold for c in calibrations])
-    limits = {f: c.threshold for c, group in zip(calibrations, groups, strict=True) for f in group}
-    detection = {f: float((scores[rows[f] & ~harmless] > limits[f]).mean()) for f in rows}
-    both = {f: (scores[rows[f] & ~harmless], scores[rows[f] & harmless]) for f in rows}
-    auc = {f: area_under_curve(bad, good) for f, (bad, good) in both.items()}
-    at = {f: detection_at(bad, good) for f, (bad, good) in both.items()}
-    return sensor, SensorReport(sites, ridge, weight, best, calibrations, detection, auc, at)
+    report = SensorReport(
+        best.sites, best.ridge, best.weight, len(tried), calibrations, *held.figures(scores)
+    )
+    return sensor, report
+
+
+@dataclass(frozen=True)
+class _Tried:
+    detected: float
+    sites: tuple[Site, ...]
+    ridge: float
+    weight: float
+
+
+class _HeldOut:
+    """Held-out prompts, in groups of forms that share a threshold."""
+
+    def __init__(
+        self, activations: Activations, groups: Sequence[Sequence[Form]], rate: float
+    ) -> None:
+        rows = _forms(activations)
+        harmful = activations.where(lambda s: s.label == "harmful")
+        self._groups = [[form for form in group if form in rows] for group in groups]
+        self._bad = {form: rows[form] & harmful for form in rows}
+        self._good = {form: rows[form] & ~harmful for form in rows}
+        self._rate = rate
+
+    def calibrations(self, scores: Matrix) -> tuple[Calibration, ...]:
+        return tuple(
+            calibrate({form: scores[self._good[form]] for form in group}, self._rate)
+            for group in self._groups
+        )
+
+    def detection(self, scores: Matrix) -> dict[Form, float]:
+        """Share of harmful prompts above their group's threshold, by form."""
+        pairs = zip(self.calibrations(scores), self._groups, strict=True)
+        limits = {form: c.threshold for c, group in pairs for form in group}
+        return {f: float((scores[self._bad[f]] > limit).mean()) for f, limit in limits.items()}
+
+    def detected(self, scores: Matrix) -> float:
+        return float(np.mean(list(self.detection(scores).values())))
+
+    def figures(
+        self, scores: Matrix
+    ) -> tuple[dict[Form, float], dict[Form, float], dict[Form, dict[str, float]]]:
+        """detection, auc and detection at other rates, by form."""
+        both = {form: (scores[self._bad[form]], scores[self._good[form]]) for form in self._bad}
+        return (
+            self.detection(scores),
+            {form: area_under_curve(bad, good) for form, (bad, good) in both.items()},
+            {form: detection_at(bad, good) for form, (bad, good) in both.items()},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +164,11 @@ def _direction(
     kind: Mapping[Site, Rows],
     sites: tuple[Site, ...],
     ridge: float,
-    chosen: Flags,
+    chosen: Flags | None = None,
 ) -> _Direction:
     """Fitted on the chosen rows, so that harmless scores have deviation 1 within the forms."""
+    if chosen is None:
+        chosen = np.ones(len(activations.samples), bool)
     harmful = activations.where(lambda s: s.label == "harmful")
     names = sorted({s.form for s, taken in zip(activations.samples, chosen, strict=True) if taken})
     group = np.array([names.index(s.form) if s.form in names else -1 for s in activations.samples])
@@ -130,12 +183,10 @@ def _direction(
     return _Direction(sites, centres, columns)
 
 
-def _pooled(
-    activations: Activations, sites: tuple[Site, ...], ridge: float, chosen: Flags
-) -> _Direction:
+def _pooled(activations: Activations, sites: tuple[Site, ...], ridge: float) -> _Direction:
     """The same for the mean over image tokens."""
     images = activations.where(lambda s: s.form != IMAGELESS)
-    return _direction(activations, activations.image_mean, sites, ridge, chosen & images)
+    return _direction(activations, activations.image_mean, sites, ridge, images)
 
 
 def _side_by_side(
@@ -160,22 +211,21 @@ def _scores(activations: Activations, last: _Direction, pooled: _Direction | Non
     return np.asarray(scores + np.where(images, pooled.scores(activations.image_mean), 0))
 
 
-def _choose_sites(
-    fitting: Activations, plan: SensorPlan, groups: Sequence[Sequence[Form]]
-) -> tuple[float, tuple[Site, ...], float]:
-    """The best set of sites and ridge; of equals the smaller, earlier set and the larger ridge."""
-    return max(
-        (
-            (
-                _detected(fitting, _cross_fitted(fitting, s, ridge, None), groups, plan.rate),
-                s,
-                ridge,
-            )
-            for s in _site_sets(plan)
-            for ridge in plan.ridges
-        ),
-        key=lambda entry: (entry[0], -len(entry[1]), -entry[1][0].depth, entry[2]),
-    )
+def _weighted(
+    fitting: Activations,
+    held_out: Activations,
+    sites: tuple[Site, ...],
+    ridge: float,
+    weights: Sequence[float],
+) -> Iterator[tuple[float, Matrix]]:
+    """Each weight of the pooled view and the held-out scores with it; 0 alone without one."""
+    last = _direction(fitting, fitting.last, sites, ridge)
+    if not weights:
+        yield 0.0, _scores(held_out, last, None)
+        return
+    pooled = _pooled(fitting, sites, ridge)
+    for weight in weights:
+        yield weight, _scores(held_out, last, pooled.scaled(weight))
 
 
 def _site_sets(plan: SensorPlan) -> Iterator[tuple[Site, ...]]:
@@ -186,50 +236,6 @@ def _site_sets(plan: SensorPlan) -> Iterator[tuple[Site, ...]]:
     for count in range(2, min(plan.readings, len(ordered)) + 1):
         places = np.round(np.linspace(0, len(ordered) - 1, count)).astype(int)
         yield tuple(ordered[place] for place in places)
-
-
-def _choose_weight(
-    fitting: Activations,
-    plan: SensorPlan,
-    sites: tuple[Site, ...],
-    ridge: float,
-    groups: Sequence[Sequence[Form]],
-) -> tuple[float, float]:
-    """The best weight of the pooled view; of equals the smaller."""
-    return max(
-        (
-            (_detected(fitting, _cross_fitted(fitting, sites, ridge, w), groups, plan.rate), w)
-            for w in plan.pooling
-        ),
-        key=lambda entry: (entry[0], -entry[1]),
-    )
-
-
-def _cross_fitted(
-    fitting: Activations, sites: tuple[Site, ...], ridge: float, weight: float | None
-) -> Matrix:
-    """[N] score of each prompt by directions fitted without any form of it."""
-    fold = folds(fitting.samples, FOLDS)
-    scores = np.empty(len(fold))
-    for held in range(FOLDS):
-        others = fold != held
-        last = _direction(fitting, fitting.last, sites, ridge, others)
-        pooled = _pooled(fitting, sites, ridge, others).scaled(weight) if weight else None
-        scores[~others] = _scores(fitting, last, pooled)[~others]
-    return scores
-
-
-def _detected(
-    fitting: Activations, scores: Matrix, groups: Sequence[Sequence[Form]], rate: float
-) -> float:
-    """Mean over forms of the detection rate at the promised false-positive rate."""
-    harmful = fitting.where(lambda s: s.label == "harmful")
-    rows = _forms(fitting)
-    found = []
-    for group in groups:
-        limit = calibrate({f: scores[rows[f] & ~harmful] for f in group}, rate).threshold
-        found += [float((scores[rows[f] & harmful] > limit).mean()) for f in group]
-    return float(np.mean(found))
 
 
 def _groups(forms: Mapping[Form, Flags], apart: bool) -> list[list[Form]]:

@@ -154,7 +154,7 @@ def _figures(report: SensorReport) -> dict[str, Any]:
         "sites": [str(site) for site in report.sites],
         "ridge": report.ridge,
         "pooling": report.pooling,
-        "cross_fitted_detection": report.cross_fitted,
+        "tried": report.tried,
         "thresholds": [c.threshold for c in report.calibrations],
         "harmless_open_rate": {f: r for c in report.calibrations for f, r in c.open_rate.items()},
         "harmful_open_rate": dict(report.detection),

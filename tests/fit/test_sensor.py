@@ -40,7 +40,8 @@ def test_the_planted_site_is_found(made: Any) -> None:
     direction = direction / np.linalg.norm(direction)
     assert direction[0] > 0.95  # harm is positive, along the planted axis
     assert abs(direction[1]) < 0.2  # and not along what tells the forms apart
-    assert report.cross_fitted > 0.95
+    assert min(report.detection.values()) > 0.95
+    assert report.tried == 2 * len(made.sites)
     assert set(report.auc) == set(report.detection) == {"text", "typographic"}
     assert min(report.auc.values()) > 0.99
 
@@ -57,7 +58,7 @@ def test_the_earliest_of_equal_sites_is_taken(made: Any) -> None:
         made.activations(strengths, seed=1),
         plan(made.sites[::-1], (0.1,), readings=3),
     )
-    assert report.cross_fitted == 1.0
+    assert set(report.detection.values()) == {1.0}
     assert sensor.sites == (made.sites[0],)
 
 
@@ -68,7 +69,7 @@ def test_sites_that_know_more_together_are_read_together(made: Any) -> None:
     alone = fit_sensor(*both, plan(made.sites, (1.0,)))[1]
     sensor, report = fit_sensor(*both, plan(made.sites, (1.0,), readings=6))
     assert len(sensor.sites) >= 4
-    assert report.cross_fitted > alone.cross_fitted + 0.2
+    assert min(report.detection[f] - alone.detection[f] for f in alone.detection) > 0.1
     assert min(report.auc[f] - alone.auc[f] for f in alone.auc) > 0.05
 
 
@@ -151,15 +152,15 @@ def test_too_few_harmless_prompts_are_refused(made: Any) -> None:
         fitted(made, 0.01)
 
 
-def test_cross_fitting_sees_no_signal_in_noise(made: Any) -> None:
+def test_noise_shows_no_signal(made: Any) -> None:
     """In 200 dimensions 40 rows of noise come apart perfectly, on the rows one looked at."""
     _, report = fit_sensor(
         made.activations({}, prompts=20, width=200),
-        made.activations({}, prompts=20, width=200, seed=1),
+        made.activations({}, prompts=60, width=200, seed=1),
         plan([PLANTED], (0.01,)),
     )
-    # 40 harmful rows at a rate of 0.1: deviation 0.05, four of them
-    assert report.cross_fitted < 0.1 + 0.2
+    # 60 harmful rows a form at a rate of 0.1: deviation 0.04, four of them
+    assert max(report.detection.values()) < 0.1 + 0.16
 
 
 def test_the_same_activations_give_the_same_sensor(made: Any) -> None:
