@@ -14,7 +14,8 @@ StudiedEdit = Literal["steer", "remove", "add", "care"]
 class StudySection(Section):
     """Every key has a default, so that a recipe without the section can be studied.
 
-    limit: prompts of each label, at most, drawn by content with `seed`. tokens: new ones a prompt.
+    limit: prompts of each label, at most, drawn by content with `seed`; anchors are drawn from the
+    whole fit split, though. tokens: new ones a prompt.
     layers: what is looked at layer by layer; none named is every layer. edits: of the study
     `layers`. ranks, strengths: of the study `scan`. pairs, draws: sizes of the anchor sets, and
     draws of each; ridge: of the direction fitted on them, times tr(C)/d. folds: of the study

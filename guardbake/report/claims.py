@@ -14,14 +14,14 @@ def not_claimed(found: Records) -> Section:
     lines = [
         "One model. What the guard does to another one, or to a larger one, is not known from this."
     ]
-    table = (found.evaluation or found.behaviour) and (
-        found.evaluation.table if found.evaluation else found.behaviour and found.behaviour.table
-    )
-    if isinstance(table, Table):
-        lines += _of_table(table)
+    measured = found.evaluation or found.behaviour
+    if measured is not None:
+        lines += _of_table(measured.table)
+        others = [judge.name for judge in found.evaluation.judges] if found.evaluation else []
+        beside = f"beside it: {', '.join(others)}" if others else "no other judge stands beside it"
         lines.append(
-            "A keyword judge counts refusals. What is not refused is not thereby a working harmful "
-            "answer, and a refusal that goes on to answer is counted as one."
+            f"A keyword judge counts refusals; {beside}. What is not refused is not thereby a "
+            "working harmful answer, and a refusal that goes on to answer is counted as one."
         )
     else:
         lines.append("Nothing is said of behaviour: no evaluation and no behaviour record is here.")
@@ -33,10 +33,12 @@ def not_claimed(found: Records) -> Section:
         lines.append("That an exported graph computes this guard is not shown: no parity record.")
     if found.certificate is None:
         lines.append("Nothing is certified: no certificate is here.")
-    elif not isinstance(found.certificate.figures.get("engine"), dict):
-        lines.append("No engine was compiled.")
+    elif found.certificate.verdict != "pass":
+        lines.append("Nothing is certified: the certificate's own verdict is not pass.")
+    if found.certificate and isinstance(found.certificate.figures.get("engine"), dict):
+        lines.append("An engine was compiled; that it ran is not recorded.")
     else:
-        lines.append("The engine was compiled; that it ran is not recorded.")
+        lines.append("No engine is recorded.")
     return Section("What is not claimed", [Items(lines)])
 
 

@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from guardbake.report.blocks import Block, Grid, Items, Picture, Section, Text, number
 from guardbake.report.inline import inline
 from guardbake.report.plots import Interval, draw, draw_intervals
-from guardbake.report.schema import Behaviour, Cost, Evaluation, Parity, Row, Search, Study, Table
+from guardbake.report.schema import (
+    Behaviour,
+    Cost,
+    Evaluation,
+    Judge,
+    Parity,
+    Row,
+    Search,
+    Study,
+    Table,
+)
 from guardbake.samples import Label
 
 _LABELS: tuple[Label, ...] = ("harmful", "harmless")
@@ -23,7 +33,9 @@ def evaluated(evaluation: Evaluation) -> Section:
         f" 95 % Wilson intervals. Fitted on: {', '.join(evaluation.fitted_on)}. Gate and choice of "
         f"the edit saw: {', '.join(evaluation.validated_on)}."
     )
-    blocks = [Text(said), *_table(evaluation.table, "evaluation-")]
+    blocks: list[Block] = [Text(said), *_table(evaluation.table, "evaluation-")]
+    for judge in evaluation.judges:
+        blocks += _judged(judge)
     return Section("Evaluation", [*blocks, *_costs(evaluation.costs), *_found(evaluation.searches)])
 
 
@@ -91,6 +103,20 @@ def _table(table: Table, prefix: str) -> list[Block]:
     if table.pairings:
         blocks.append(_paired(table))
     return blocks
+
+
+def _judged(judge: Judge) -> list[Block]:
+    """The same answers as a model judges them, and how far it agrees with the keywords."""
+    same, kappa = judge.agreement.same, judge.agreement.kappa
+    agreed = "undefined" if kappa is None else f"{kappa:.2f}"
+    return [
+        _wide(
+            Table(rows=judge.rows, pairings=[]),
+            f"Share refused, greedy, as {judge.name} judges it.",
+            lambda row: str(row.refused),
+        ),
+        Text(f"{judge.name} and the keywords agree on {same}; Cohen's kappa {agreed}."),
+    ]
 
 
 def _sampled(row: Row) -> str:

@@ -63,7 +63,10 @@ def content(found: Records) -> tuple[str, list[str], list[Section]]:
     ]
     summary = []
     if found.certificate is not None:
-        seen = "; ".join(f"{gate.name}: {gate.detail}" for gate in found.certificate.gates)
+        seen = "; ".join(
+            f"{gate.name} {'pass' if gate.passed else 'FAIL'}, {gate.detail}"
+            for gate in found.certificate.gates
+        )
         summary.append(f"Certificate: {found.certificate.verdict}. {seen}.")
     if found.missing:
         names = ", ".join(f"{name}.json" for name in found.missing)

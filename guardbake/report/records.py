@@ -84,17 +84,17 @@ def read_records(folders: Sequence[Path]) -> Records:
             f"one of {', '.join(f'{n}.json' for n in (*NAMES, 'study'))}",
             "the folders",
         )
-    certificate = _checked(Certificate, plain, "certificate")
+    certificate = _checked(Certificate, plain, "certificate", origin)
     if certificate is not None:
         _unpack(certificate, plain, origin)
-    studies = [_checked(Study, plain, name) for name in sorted(plain) if name not in NAMES]
+    studies = [_checked(Study, plain, name, origin) for name in sorted(plain) if name not in NAMES]
     found = Records(
         certificate,
-        _checked(Fit, plain, "fit"),
-        _checked(Diagnosis, plain, "diagnosis"),
-        _checked(Behaviour, plain, "behaviour"),
-        _checked(Parity, plain, "parity"),
-        _checked(Evaluation, plain, "evaluation"),
+        _checked(Fit, plain, "fit", origin),
+        _checked(Diagnosis, plain, "diagnosis", origin),
+        _checked(Behaviour, plain, "behaviour", origin),
+        _checked(Parity, plain, "parity", origin),
+        _checked(Evaluation, plain, "evaluation", origin),
         tuple(study for study in studies if study is not None),
         origin,
         plain,
@@ -148,7 +148,12 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _checked(schema: type[R], plain: Mapping[str, Mapping[str, Any]], name: str) -> R | None:
+def _checked(
+    schema: type[R],
+    plain: Mapping[str, Mapping[str, Any]],
+    name: str,
+    origin: Mapping[str, str],
+) -> R | None:
     if name not in plain:
         return None
     try:
@@ -161,7 +166,7 @@ def _checked(schema: type[R], plain: Mapping[str, Mapping[str, Any]], name: str)
         raise MalformedError(
             found="; ".join(problems),
             expected=f"what the stage writes as {name}.json",
-            where=f"{name}.json",
+            where=f"{name}, {INSIDE}" if origin[name] == INSIDE else f"{name}.json",
             remedy=_REMEDY,
         ) from error
 

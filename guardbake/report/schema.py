@@ -154,6 +154,19 @@ class Search(_Record):
     surprise_after: float
 
 
+class Agreement(_Record):
+    same: Rate
+    kappa: float | None
+
+
+class Judge(_Record):
+    """A model judge's counts of the greedy answers to harmful prompts."""
+
+    name: str
+    rows: list[Row] = Field(min_length=1)
+    agreement: Agreement
+
+
 class Settings(_Record):
     tokens: int
     seeds: list[int]
@@ -168,6 +181,7 @@ class Evaluation(_Record):
     fitted_on: list[str]
     validated_on: list[str]
     table: Table
+    judges: list[Judge] = Field(default_factory=list)
     costs: list[Cost]
     searches: list[Search]
 

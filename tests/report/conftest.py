@@ -68,6 +68,12 @@ def fit(name: str = "steer layer 2 alpha 1") -> dict[str, Any]:
 
 def evaluation(arm: str = "guard", family: str = "text") -> dict[str, Any]:
     interval = {"value": 0.1, "low": 0.05, "high": 0.2}
+    counts = table(("undefended", arm), (family,))
+    judge = {
+        "name": "a second judge",
+        "rows": [row for row in counts["rows"] if row["label"] == "harmful"],
+        "agreement": {"same": counts["rows"][0]["refused"], "kappa": 0.75},
+    }
     return {
         "recipe": "small",
         "model": MODEL,
@@ -78,6 +84,7 @@ def evaluation(arm: str = "guard", family: str = "text") -> dict[str, Any]:
         "validated_on": ["text", "blank", "typographic"],
         "table": table(("undefended", arm), (family, "typographic")),
         "markdown": "not shown",
+        "judges": [judge],
         "costs": [
             {
                 "arm": arm,

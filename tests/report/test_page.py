@@ -85,6 +85,8 @@ def test_all_records_make_every_section(whole: Path) -> None:
     assert "1.00 [0.68, 1.00] (8/8)" in page.texts
     assert "0.38 [0.14, 0.69] (3/8)" in page.texts
     assert "After layer 2, <there>." in page.texts
+    assert "Share refused, greedy, as a second judge judges it." in page.texts
+    assert "kappa 0.75" in card
     # 5 plots of the diagnosis, 2 of each table, 3 of the study
     assert page.tags.count("svg") == 12
 
