@@ -170,7 +170,7 @@ class Bake:
         key: dict[str, JSON] = {
             "layers": layers,
             "model": self.vlm.model_digest,
-            "samples": {n: self.splits.digests[n] for n in ("fit", "validate")},
+            "samples": {n: self.splits.digests[n] for n in ("fit", "validate", "calibrate")},
             "recipe": self.recipe.model_dump(mode="json", include={"fit": True, "samples": True}),
             **self.versions("fit"),
         }

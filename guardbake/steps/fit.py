@@ -70,11 +70,18 @@ def fit_guard(
         typography,
         size,
         lambda done, total: advance("reading the validation split", done, total),
-        sensor_sites(section.sensor),
     )
     sensor, sensor_figures = None, None
     if section.sensor is not None:
-        sensor, report = fit_sensor(fitting, questions.activations, _plan(section.sensor))
+        calibrating = capture(
+            vlm,
+            splits.samples("calibrate"),
+            sensor_sites(section.sensor),
+            typography,
+            size,
+            partial(advance, "capturing the prompts to calibrate on"),
+        )
+        sensor, report = fit_sensor(fitting, calibrating, _plan(section.sensor))
         sensor_figures = _figures(report)
     tried = list(candidates(section.candidates, contrasts))
     identity = identify(vlm)

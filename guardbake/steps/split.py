@@ -17,7 +17,11 @@ from guardbake.vlm.requests import Typography, drawable
 
 @dataclass(frozen=True)
 class Splits:
-    """prompts[split]: usable prompts, harmful first. digests[split]: sha256 in hexadecimal."""
+    """prompts[split]: usable prompts, harmful first. digests[split]: sha256 in hexadecimal.
+
+    Beside the recipe's splits, "calibrate" is validate with all of its harmless prompts: a gate's
+    threshold needs more of them than can be answered under every candidate.
+    """
 
     prompts: Mapping[str, Sequence[Prompt]]
     digests: Mapping[str, str]
@@ -46,13 +50,23 @@ def split_samples(
     prompts = {
         name: _both_labels(section, root, usable, name) for name, section in sections.items()
     }
-    for name in ("fit", "validate"):
+    prompts["calibrate"] = _calibrating(prompts["validate"], samples.validation, root, usable)
+    for name in ("fit", "validate", "calibrate"):
         _demand_pictures_of_both_labels(prompts[name], name)
     apart = {name: prompts[name] for name in ("fit", "validate", "test")}
     prove_held_out(samples.held_out, apart)
-    digests = prove_disjoint(apart)
+    digests = prove_disjoint(apart | {"validate": prompts["calibrate"]})
+    digests["calibrate"] = digests.pop("validate")
+    digests |= prove_disjoint({"validate": prompts["validate"]})
     digests |= prove_disjoint({"parity": prompts["parity"]})
     return Splits(prompts, digests)
+
+
+def _calibrating(
+    validate: Sequence[Prompt], section: SplitSection, root: Path, usable: Callable[[str], bool]
+) -> list[Prompt]:
+    harmful = [prompt for prompt in validate if prompt.label == "harmful"]
+    return harmful + collect(section.harmless, "harmless", root, None, usable)
 
 
 def _both_labels(

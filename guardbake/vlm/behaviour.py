@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +18,7 @@ from torch import Tensor
 from guardbake.errors import UsageError
 from guardbake.plugins import first_end
 from guardbake.samples import Sample
-from guardbake.site import Site
 from guardbake.spec import GuardSpec, Sensor
-from guardbake.vlm.capture import PromptRows, watching
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.low_rank import LowRank, merged
 from guardbake.vlm.requests import Asking, batches
@@ -47,8 +44,7 @@ class Drift(NamedTuple):
 class Questions:
     """Prompts, prefilled up to their last token; ask them again and again.
 
-    sites: where `activations` keeps rows of the prompts, unguarded. change: what is done to the
-    model's weights whenever it is asked, None for nothing.
+    change: what is done to the model's weights whenever it is asked, None for nothing.
     """
 
     @torch.no_grad()
@@ -59,7 +55,6 @@ class Questions:
         asking: Asking,
         batch_size: int,
         progress: Progress,
-        sites: Sequence[Site] = (),
         change: LowRank | None = None,
     ) -> None:
         self._vlm = vlm
@@ -69,21 +64,13 @@ class Questions:
         self._sensor: Sensor | None = None
         self._memories: dict[Session, Tensor] = {}
         self.samples: list[Sample] = []
-        rows = PromptRows()
         for some, batch in batches(vlm, samples, asking, batch_size):
             session = Session(vlm, prepare(vlm, batch), None)
-            columns = batch.input_ids.shape[1]
             with merged(vlm, change):
-                with watching(vlm, sites, partial(rows.see_image, batch)):
-                    session.feed(columns - 1)
-                if sites:
-                    with watching(vlm, sites, rows.see_last):
-                        session.feed(columns)
-                    session.rewind(columns - 1, None)
+                session.feed(batch.input_ids.shape[1] - 1)
             self._sessions.append((session, some))
             self.samples += some
             progress(len(self.samples), len(samples))
-        self.activations = rows.activations(self.samples)
 
     @torch.no_grad()
     def ask(

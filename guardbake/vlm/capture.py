@@ -153,23 +153,6 @@ def recorded(vlm: Vlm, sites: Sequence[Site], call: Callable[[], object]) -> dic
     return seen
 
 
-class PromptRows:
-    """Rows of prompts that are fed in two calls: all but the last token, then that one."""
-
-    def __init__(self) -> None:
-        self._last, self._means = _Parts(), _Parts()
-
-    def see_image(self, batch: Batch, site: Site, tensor: Tensor) -> None:
-        """tensor [B, T - 1, d]: the last token is never an image token."""
-        self._means.add(site, _image_mean(tensor, batch.image_mask[:, : tensor.shape[1]]))
-
-    def see_last(self, site: Site, tensor: Tensor) -> None:
-        self._last.add(site, tensor[:, -1].numpy())
-
-    def activations(self, samples: Sequence[Sample]) -> Activations:
-        return Activations(list(samples), self._last.joined(), self._means.joined())
-
-
 class _Parts:
     """Rows [B, d] of one batch after another, by site."""
 
