@@ -152,8 +152,10 @@ def test_equal_guards_get_equal_counts_and_the_gate_speaks_for_itself(
         one, other = (rows[arm, family, label] for arm in ("guard", "steer layer 4 alpha 0.5"))
         assert one["refused"] == other["refused"]
         assert one["sampled"] == other["sampled"]
+    shared = ("natural", "ask", "PGD 16/255", "universal PGD 32/255")
     gate, plain = (
-        rows[a, "natural", "harmful"]["refused"]["count"] for a in ("gate-only", ARMS[0])
+        sum(rows[arm, family, "harmful"]["refused"]["count"] for family in shared)
+        for arm in ("gate-only", ARMS[0])
     )
     assert gate > plain
     # what is said when the gate is closed is what the undefended model says
