@@ -72,7 +72,7 @@ def diagnose(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressSt
     from guardbake.bundle.folders import refuse_existing
     from guardbake.pipeline import DIAGNOSIS, Bake
     from guardbake.report.plots import require_matplotlib
-    from guardbake.steps.diagnose import publish_diagnosis
+    from guardbake.steps.diagnose import publish_diagnosis, require_choice
     from guardbake.steps.doctor import examine, require
     from guardbake.steps.records import read_record
 
@@ -81,8 +81,9 @@ def diagnose(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressSt
     refuse_existing(out)
     record = Bake(recipe, out, reporter_for(progress.value)).diagnose() / DIAGNOSIS
     publish_diagnosis(record, out)
-    layers = read_record(record)["choice"]["layers"]
-    print(f"layers {', '.join(map(str, layers))}: {out}")
+    content = read_record(record)
+    require_choice(content)
+    print(f"layers {', '.join(map(str, content['choice']['layers']))}: {out}")
 
 
 @app.command()

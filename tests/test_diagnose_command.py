@@ -139,6 +139,16 @@ def test_the_guard_pack_keeps_the_choice_and_its_evidence(done: Path) -> None:
     assert len(json.dumps(kept)) < 4000
 
 
+def test_curves_without_a_choice_are_written_and_fail(tmp_path: Path) -> None:
+    """No ablation leaves harmless answers within a billionth of a nat: nothing may be chosen."""
+    section = SECTION.replace('generate = ["skip"]', "divergence = 1e-9")
+    ran = guardbake("diagnose", recipe_in(tmp_path, section), "-o", tmp_path / "out")
+    assert ran.returncode == 5, ran.stderr[-2000:]
+    assert "nearest is layer" in ran.stderr
+    assert "Chosen layers: none" in (tmp_path / "out" / "DIAGNOSIS.md").read_text()
+    assert (tmp_path / "out" / "cause-resample.svg").is_file()
+
+
 def test_what_is_there_is_left_alone(done: Path) -> None:
     ran = guardbake("diagnose", done / "recipe.toml", "-o", done / "out")
     assert ran.returncode == 2

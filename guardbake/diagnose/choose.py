@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from guardbake.diagnose.effects import Effect
-from guardbake.errors import BehaviourError, MalformedError
+from guardbake.errors import MalformedError
 
 RULE = (
     "A layer is admissible if ablating its FFN lowers the refusal score of harmful prompts more "
@@ -67,8 +67,8 @@ def choose_layers(
 ) -> LayerChoice:
     """At most `count` layers by RULE, from one number of each kind a layer, in order of layers.
 
-    Raises MalformedError for curves of unlike length or numbers that are not finite, and
-    BehaviourError, naming the nearest layer, if none is admissible.
+    None if no layer is admissible: the curves are worth having all the same. Raises MalformedError
+    for curves of unlike length or numbers that are not finite.
     """
     curves = np.array([len(causes), len(divergence), len(separability)])
     if (curves != len(causes)).any() or not np.isfinite([*divergence, *separability]).all():
@@ -80,16 +80,6 @@ def choose_layers(
         )
     whole = [layer for layer, moved in enumerate(divergence) if moved <= most_divergence]
     admissible = [layer for layer in whole if causes[layer].low > 0]
-    if not admissible:
-        near = max(whole or range(len(causes)), key=lambda layer: causes[layer].low)
-        raise BehaviourError(
-            found=f"no layer with an interval above zero that leaves the model whole; nearest is "
-            f"layer {near}: {causes[near].value:.3g} [{causes[near].low:.3g}, "
-            f"{causes[near].high:.3g}], divergence {divergence[near]:.3g}",
-            expected="an FFN on which refusals depend",
-            where="the choice of layers",
-            remedy="trace more prompts, or decide by another kind of ablation",
-        )
     by_cause = _ranks([causes[layer].value for layer in admissible])
     by_distance = _ranks([separability[layer] for layer in admissible])
     ranks = dict(zip(admissible, zip(by_cause, by_distance, strict=True), strict=True))

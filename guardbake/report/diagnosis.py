@@ -48,7 +48,7 @@ def draw_diagnosis(content: Content, folder: Path) -> list[str]:
 def diagnosis_to_markdown(content: Content, plots: Sequence[str]) -> str:
     """The rule, the choice with its evidence, and where each curve peaks."""
     choice, section = content["choice"], content["section"]
-    chosen = ", ".join(map(str, choice["layers"]))
+    chosen = ", ".join(map(str, choice["layers"])) or "none, for none is admissible"
     lines = [
         "# Diagnosis",
         "",

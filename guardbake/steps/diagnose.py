@@ -26,7 +26,7 @@ from guardbake.diagnose.prompts import embed_prompts
 from guardbake.diagnose.separability import PlaceReport, separability
 from guardbake.diagnose.trace import Means, Traced, Tracer
 from guardbake.diagnose.trace_loop import AblatedBatch
-from guardbake.errors import RecipeError
+from guardbake.errors import BehaviourError, RecipeError
 from guardbake.evaluate.judges import judge
 from guardbake.recipe import Recipe
 from guardbake.recipe_diagnose import DiagnoseSection
@@ -41,15 +41,15 @@ from guardbake.vlm.components import capture_components
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.requests import Typography, batches
 
-# Tokens that go through a layer together: more of them no longer fit into a processor's cache.
+# Tokens that go through a layer together: enough to keep it busy, few enough for its memory.
 TOKENS_AT_A_TIME = 2048
 DIAGNOSIS_TEXT = "DIAGNOSIS.md"
 
 
 @dataclass(frozen=True, eq=False)
 class Cause:
-    """One form's trace. harmful [N]: which of the traced prompts are. answered and degenerate:
-    share by ablation, 0 or 1 for each harmful prompt; None is the model as it is."""
+    """One form's trace. answered, degenerate:
+    by ablation, 0 or 1 for each harmful prompt; None is the model as it is."""
 
     samples: Sequence[Sample]
     traced: Traced
@@ -75,8 +75,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """Both families of curves and the choice, as JSON values.
 
-    Raises RecipeError if the fit split has too few prompts, BehaviourError if no layer is
-    admissible.
+    Raises RecipeError if the fit split has too few prompts.
     """
     openings = openings_of(
         vlm.processor.tokenizer, recipe.fit.refusing, recipe.fit.compliant, section.opening
@@ -277,6 +276,24 @@ def publish_diagnosis(record: Path, out: Path) -> None:
         (folder / DIAGNOSIS_TEXT).write_text(diagnosis_to_markdown(content, plots), "utf-8")
 
 
+def require_choice(content: Mapping[str, Any]) -> None:
+    """Raises BehaviourError, naming the nearest layer, if the rule found no layer admissible."""
+    choice = content["choice"]
+    if choice["layers"]:
+        return
+    limit = content["section"]["divergence"]
+    whole = [row for row in choice["evidence"] if row["divergence"] <= limit]
+    near = max(whole or choice["evidence"], key=lambda row: row["cause"]["low"])
+    cause = near["cause"]
+    raise BehaviourError(
+        found=f"no admissible layer; nearest is layer {near['layer']}: {cause['value']:.3g} "
+        f"[{cause['low']:.3g}, {cause['high']:.3g}], divergence {near['divergence']:.3g}",
+        expected="an FFN on which refusals depend, in a model that stays whole",
+        where="the choice of layers",
+        remedy="trace more prompts, or decide by another kind of ablation",
+    )
+
+
 def _choice_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     return {
         "cause": [(row["layer"], row["cause"]["value"]) for row in rows],
@@ -286,4 +303,9 @@ def _choice_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[in
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     cause = {name: round(value, 6) for name, value in row["cause"].items()}
-    return {**row, "cause": cause, "separability": round(row["separability"], 6)}
+    return {
+        **row,
+        "cause": cause,
+        "divergence": round(row["divergence"], 6),
+        "separability": round(row["separability"], 6),
+    }
