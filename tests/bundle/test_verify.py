@@ -63,7 +63,7 @@ def test_a_sound_bundle(bundle: Path, spec: GuardSpec) -> None:
     assert report.guard == spec.digest
     assert (report.files, report.rehashed, report.engine) == (6, 6, False)
     assert report.size == sum(p.stat().st_size for p in bundle.iterdir() if p.name != MANIFEST)
-    assert len(report.nodes) == 3
+    assert len(report.nodes) == 4
     assert verify_bundle(bundle) == report
 
 
