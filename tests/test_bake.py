@@ -186,7 +186,8 @@ def test_a_guard_of_another_boundary_is_refused(run: Run, baked: Baked, tmp_path
         meta = pack.metadata()
     assert "residual" in meta["guardbake"]
     meta["guardbake"] = meta["guardbake"].replace("residual", "ffn_output")
-    save_file(arrays, path, meta)
+    moved = {name.replace("residual", "ffn_output"): array for name, array in arrays.items()}
+    save_file(moved, path, meta)
     assert run("inspect", path) == 6
 
 
