@@ -46,19 +46,20 @@ class ArmSection(Section):
 
 
 class PgdSection(Section):
-    """Attacks on the image by projected gradient descent; eps and step in levels of 255.
+    """Attacks on the image by projected gradient descent; bounds in levels of 255.
 
-    base: the form whose image is perturbed. limit: harmful prompts attacked. eps: bounds of images
-    found on the undefended model, which serve every row; adaptive: of images found through each
-    row's own defence; universal: of one image for all prompts, found on `corpus` prompts of the fit
-    split. Searched for are the fit section's compliant turns.
+    base: the form whose image is perturbed. limit: harmful prompts attacked. steps: gradients
+    taken; step: the first step's share of the bound, falling to 0. eps: bounds of images found on
+    the undefended model, which serve every row; adaptive: of images found through each row's own
+    defence; universal: of one image for all prompts, found on `corpus` prompts of the fit split.
+    Searched for are the fit section's compliant turns.
     """
 
     base: Literal["blank", "natural", "typographic"]
     limit: Count
     batch_size: Count
     steps: Count
-    step: Annotated[float, Field(gt=0.0, le=255.0)]
+    step: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     seed: Seed = 0
     eps: list[Level] = Field(default_factory=list)
     adaptive: list[Level] = Field(default_factory=list)

@@ -51,7 +51,7 @@ base = "natural"
 limit = 3
 batch_size = 2
 steps = 2
-step = 8.0
+step = 0.5
 eps = [16]
 adaptive = [16]
 universal = [32]
@@ -270,7 +270,7 @@ def test_a_recipe_that_names_what_is_not_there_is_refused(
         ('templates = "templates.toml"\n', "", "templates and its path belong together"),
         ('["natural"', '["photograph"', "photograph and its path belong together"),
         ("eps = [16]", "eps = [300]", "evaluate.pgd.eps.0"),
-        ("step = 8.0", "step = 0.0", "evaluate.pgd.step"),
+        ("step = 0.5", "step = 1.5", "evaluate.pgd.step"),
         ('base = "natural"', 'base = "text"', "evaluate.pgd.base"),
         ("limit = 4", "limit = 4\nsurprise = 1", "evaluate.surprise"),
     ],

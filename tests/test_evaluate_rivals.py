@@ -76,7 +76,7 @@ base = "typographic"
 limit = 1
 batch_size = 1
 steps = 1
-step = 8.0
+step = 0.5
 adaptive = [16]
 """
 ARMS = ["undefended", "steering", "ASTRA", "SPO-VLM", "fine-tune"]

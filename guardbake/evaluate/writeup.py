@@ -93,11 +93,11 @@ def _searches(searches: Sequence[Mapping[str, Any]], pgd: Mapping[str, Any] | No
     lines = [
         "**What the image searches found**",
         "",
-        f"L-infinity PGD, {pgd['steps']} steps of {pgd['step']:g}/255 from a random start (seed "
-        f"{pgd['seed']}), on the {pgd['base']} image; the best image of a search, rounded to "
-        "8 bit and read in again by the model's own processor, is what was asked above. Adaptive "
-        "searches know the arm and pass its gate smoothly. Surprise: of the wanted compliant turn, "
-        "nats a token, under the arm as it is.",
+        f"L-infinity PGD with momentum, {pgd['steps']} steps that shrink from {pgd['step']:g} eps "
+        f"to nothing, from a random start (seed {pgd['seed']}), on the {pgd['base']} image; the "
+        "best image of a search, rounded to 8 bit and read in again by the model's own processor, "
+        "is what was asked above. Adaptive searches know the arm and pass its gate smoothly. "
+        "Surprise: of the wanted compliant turn, nats a token, under the arm as it is.",
         "",
         "| search | found on | eps | prompts | surprise before | after | open before | after |",
         "|---|---|---|---|---|---|---|---|",
