@@ -81,10 +81,11 @@ class Arm:
         progress: Progress,
     ) -> list[str]:
         """One answer a sample. questions: asked through `asking`; plain: what the model answers
-        without its guard to the same, called only if the arm says it."""
+        without its guard to the same, called only if the arm has one."""
+        if self.spec is None:
+            return questions.ask(None, tokens, progress, sampling)
         if self.canned is None:
-            return questions.ask(self.spec, tokens, progress, sampling)
-        assert self.spec is not None
+            return questions.ask(self.spec, tokens, progress, sampling, plain())
         opened = questions.opens(self.spec)
         return [self.canned if o else p for o, p in zip(opened, plain(), strict=True)]
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake.diagnose.separability import area_under_curve
-from guardbake.evaluate.arms import Arm
 from guardbake.evaluate.judges import judge
 from guardbake.evaluate.table import GREEDY, Group, Table, table_of
 from guardbake.fit.gate import detection_at
@@ -44,17 +43,18 @@ def measure(
         batch_size,
         lambda done, total: advance("reading the test split", done, total),
     )
-    arms = (Arm("unguarded"), Arm("guarded", spec))
-    answers = [questions.ask(a.spec, section.tokens, partial(advance, a.name)) for a in arms]
+    before = questions.ask(None, section.tokens, partial(advance, "unguarded"))
+    tell = partial(advance, "guarded")
+    answers = {
+        "unguarded": before,
+        "guarded": questions.ask(spec, section.tokens, tell, undefended=before),
+    }
     groups = [
         Group(
             label,
             form,
             [(questions.samples[i].source, questions.samples[i].index) for i in rows],
-            {
-                arm.name: {GREEDY: [judge(texts[i]) for i in rows]}
-                for arm, texts in zip(arms, answers, strict=True)
-            },
+            {arm: {GREEDY: [judge(texts[i]) for i in rows]} for arm, texts in answers.items()},
         )
         for (label, form), rows in _by_label_and_form(questions.samples).items()
     ]

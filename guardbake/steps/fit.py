@@ -86,8 +86,14 @@ def fit_guard(
     tried = list(candidates(section.candidates, contrasts))
     identity = identify(vlm)
     specs = {c.name: _spec(identity, section, sensor, c, {}) for c in tried}
-    baseline = _measure(questions, "undefended", None, section, advance)
-    outcomes = [_measure(questions, c.name, specs[c.name], section, advance) for c in tried]
+    tell = partial(advance, "sign test: undefended")
+    said = questions.ask(None, section.tokens, tell)
+    baseline = _outcome(questions.samples, "undefended", said)
+    outcomes = []
+    for name, spec in specs.items():
+        tell = partial(advance, f"sign test: {name}")
+        answers = questions.ask(spec, section.tokens, tell, undefended=said)
+        outcomes.append(_outcome(questions.samples, name, answers))
     budget = Budget(section.harmless_rise, section.degenerate)
     best, verdicts = choose(outcomes, baseline, budget)
     figures = {
@@ -182,22 +188,13 @@ def _spec(
     )
 
 
-def _measure(
-    questions: Questions,
-    name: str,
-    spec: GuardSpec | None,
-    section: FitSection,
-    advance: Advance,
-) -> Outcome:
-    """Generate under one guard and judge the answers."""
-    answers = questions.ask(
-        spec, section.tokens, lambda done, total: advance(f"sign test: {name}", done, total)
-    )
+def _outcome(samples: Sequence[Sample], name: str, answers: Sequence[str]) -> Outcome:
+    """What was generated under one guard, judged."""
     verdicts = np.array([judge(answer) for answer in answers])
-    forms = list(dict.fromkeys(s.form for s in questions.samples))
+    forms = list(dict.fromkeys(s.form for s in samples))
 
     def flags(form: Form, label: str, verdict: str) -> np.ndarray:
-        rows = _rows(questions.samples, form, label)
+        rows = _rows(samples, form, label)
         return np.asarray(verdicts[rows] == verdict)
 
     return Outcome(

@@ -136,12 +136,19 @@ class Asked:
             partial(self._bake.reporter.advance, "reading"),
         )
 
+    @cached_property
+    def _undefended(self) -> list[str]:
+        progress = partial(self._bake.reporter.advance, "answers: undefended")
+        return self._questions.ask(None, self._tokens, progress)
+
     def verdicts(self, name: str, spec: GuardSpec | None) -> list[Verdict]:
         """Greedy answers, judged by keywords; one a sample."""
 
         def measure(progress: Callable[[int, int], None]) -> Figures:
-            answers = self._questions.ask(spec, self._tokens, progress)
-            return {"verdicts": [judge(answer) for answer in answers]}
+            said = self._undefended
+            if spec is not None:
+                said = self._questions.ask(spec, self._tokens, progress, undefended=said)
+            return {"verdicts": [judge(answer) for answer in said]}
 
         found: list[Verdict] = self._cell("verdicts", name, spec, measure)["verdicts"]
         return found

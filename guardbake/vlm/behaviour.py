@@ -79,29 +79,73 @@ class Questions:
         tokens: int,
         progress: Progress,
         sampling: Sampling | None = None,
+        undefended: Sequence[str] | None = None,
     ) -> list[str]:
-        """Answers of at most `tokens` tokens, one a sample, in order; greedy without `sampling`."""
+        """Answers of at most `tokens` tokens, one a sample, in order; greedy without `sampling`.
+
+        undefended: what the same call without `spec` said. A guard of profile `sequence` whose gate
+        stays closed says that again, so with it only prompts that open the gate are answered anew.
+        """
         answers: list[str] = []
         for session, some in self._sessions:
-            pick = greedy if sampling is None else sampling.pick(some, tokens)
-            with self._at_last_token(session, spec):
-                first = session.logits(session.feed(_columns(session))[:, -1])
-                ids, _ = decode(session, first, tokens, None, self._ends, None, pick)
-            answers += self._texts(torch.from_numpy(ids))
+            said = None if undefended is None else undefended[len(answers) :][: len(some)]
+            if said is None or spec is None or spec.profile != "sequence":
+                answers += self._answered(session, some, spec, tokens, sampling)
+            else:
+                answers += self._answered_anew(session, some, spec, tokens, sampling, said)
             progress(len(answers), len(self.samples))
+        return answers
+
+    def _answered(
+        self,
+        session: Session,
+        some: Sequence[Sample],
+        spec: GuardSpec | None,
+        tokens: int,
+        sampling: Sampling | None,
+    ) -> list[str]:
+        pick = greedy if sampling is None else sampling.pick(some, tokens)
+        with self._at_last_token(session, spec):
+            first = session.logits(session.feed(_columns(session))[:, -1])
+            ids, _ = decode(session, first, tokens, None, self._ends, None, pick)
+        return self._texts(torch.from_numpy(ids))
+
+    def _answered_anew(
+        self,
+        session: Session,
+        some: Sequence[Sample],
+        spec: GuardSpec,
+        tokens: int,
+        sampling: Sampling | None,
+        said: Sequence[str],
+    ) -> list[str]:
+        """`said`, but where the gate opens."""
+        rows = [row for row, opens in enumerate(self._opens(session, spec)) if opens]
+        answers = list(said)
+        if rows:
+            session.rewind(_columns(session) - 1, None)
+            few = session.rows(rows)
+            memory = self._memory(session, spec)
+            if memory is not None:
+                self._memories[few] = memory[rows]
+            texts = self._answered(few, [some[row] for row in rows], spec, tokens, sampling)
+            self._memories.pop(few, None)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
         return answers
 
     @torch.no_grad()
     def opens(self, spec: GuardSpec) -> list[bool]:
         """Whether the guard's gate is open at each prompt's last token, in order."""
-        opened: list[bool] = []
-        for session, _ in self._sessions:
-            with self._at_last_token(session, _gated(spec)):
-                session.feed(_columns(session))
-                assert session.guard is not None
-                assert session.guard.open is not None
-                opened += session.guard.open[:, -1].tolist()
-        return opened
+        gated = _gated(spec)
+        return [o for session, _ in self._sessions for o in self._opens(session, gated)]
+
+    def _opens(self, session: Session, spec: GuardSpec) -> list[bool]:
+        with self._at_last_token(session, spec):
+            session.feed(_columns(session))
+            assert session.guard is not None
+            assert session.guard.open is not None
+            return [bool(opens) for opens in session.guard.open[:, -1]]
 
     @torch.no_grad()
     def scores(self, spec: GuardSpec) -> Array:

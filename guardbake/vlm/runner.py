@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -133,6 +134,24 @@ class Session:
         self.guard = self._guard(spec)
         if self.guard is not None and memory is not None:
             self.guard.memory = memory
+
+    def rows(self, chosen: Sequence[int]) -> Session:
+        """These sequences alone, unguarded, with a copy of their cache."""
+        whole = self.prompt
+        few = Session(
+            self.vlm,
+            Prompt(
+                whole.embeds[chosen],
+                whole.positions[..., chosen, :],
+                whole.mask[chosen],
+                whole.image[chosen],
+            ),
+            None,
+        )
+        few.cache = deepcopy(self.cache)
+        few.cache.batch_select_indices(torch.tensor(chosen))
+        few.fed = self.fed
+        return few
 
     def _guard(self, spec: GuardSpec | None) -> TorchGuard | None:
         """A guard that has seen nothing of the prompt but, if it asks for it, its text alone."""

@@ -103,6 +103,33 @@ def test_gates_are_the_runner_s(vlm: Vlm, questions: Questions, guard: Any, prof
     assert sum(opened) == 2
 
 
+@pytest.mark.parametrize("pools", [False, True])
+@pytest.mark.parametrize("hot", [None, Sampling(3, 2.0, 0.95)])
+@pytest.mark.parametrize("kind", ["steer", "replace"])
+def test_only_open_prompts_need_be_answered_anew(
+    questions: Questions, guard: Any, kind: str, hot: Sampling | None, pools: bool
+) -> None:
+    made: GuardSpec = guard(
+        "sequence", kind, width=128, layers=6, sensor=(Site(0, "residual"), Site(1, "residual")),
+        edits=(2, 4), pools=pools, threshold=0.0, strength=40.0,
+    )  # fmt: skip
+    shift = float(np.sort(questions.scores(made))[1:3].mean())
+    assert made.sensor is not None
+    limits = tuple(limit + shift for limit in made.sensor.thresholds)
+    spec = replace(made, sensor=replace(made.sensor, thresholds=limits))
+    opened = questions.opens(spec)
+    plain = questions.ask(None, TOKENS, quiet, hot)
+    whole = questions.ask(spec, TOKENS, quiet, hot)
+    assert questions.ask(spec, TOKENS, quiet, hot, plain) == whole
+    assert sum(opened) == 2
+    assert [a for a, o in zip(whole, opened, strict=True) if not o] == [
+        a for a, o in zip(plain, opened, strict=True) if not o
+    ]
+    assert whole != plain
+    marked = questions.ask(spec, TOKENS, quiet, hot, ["said"] * len(plain))
+    assert [answer == "said" for answer in marked] == [not o for o in opened]
+
+
 def test_a_guard_without_a_sensor_has_no_gate(questions: Questions, guard: Any) -> None:
     with pytest.raises(UsageError, match="a guard with a sensor"):
         questions.opens(spec_of(guard, "always", 0.0))
