@@ -2,21 +2,23 @@
 
 The rows of the sites are scaled alike and stand side by side; one direction through all of them is
 one MatMul a site in the graph. A pooling sensor adds what the image tokens say on average, and has
-a threshold of its own for requests with an image (METHODS 8: the sensor does the protecting).
+a threshold of its own for requests with an image (METHODS 8: the sensor does the protecting). What
+image tokens say also tells drawn requests from pictures without words, whose scores need another
+threshold: levelled, the pooled direction raises each form until one threshold serves them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from guardbake.activations import Activations, Rows, rows_at
-from guardbake.covariance import Matrix
+from guardbake.covariance import Matrix, solve_shrunken
 from guardbake.diagnose.separability import area_under_curve
-from guardbake.fit.gate import Calibration, calibrate, detection_at
+from guardbake.fit.gate import Calibration, calibrate, detection_at, upper_quantile
 from guardbake.fit.subspace import discriminant_direction
 from guardbake.samples import Form
 from guardbake.site import Site
@@ -45,7 +47,7 @@ class SensorReport:
     """What the choice saw.
 
     tried: how many sensors were held against one another, by the mean of `detection` over forms.
-    pooling: the weight taken.
+    pooling: the weight taken; levelled: whether the forms with an image were raised to one level.
     detection[form]: harmful scores above the threshold; auc[form]; at[form][rate]: detection at
     other false-positive rates of that form. All three on `held_out`.
     """
@@ -53,6 +55,7 @@ class SensorReport:
     sites: tuple[Site, ...]
     ridge: float
     pooling: float
+    levelled: bool
     tried: int
     calibrations: tuple[Calibration, ...]
     detection: Mapping[Form, float]
@@ -72,33 +75,48 @@ def fit_sensor(
     """
     held = _HeldOut(held_out, _groups(_forms(fitting), bool(plan.pooling)), plan.rate)
     tried = [
-        _Tried(held.detected(scores), sites, ridge, weight)
+        _Tried(held.detected(_scores(held_out, view)), view, ridge)
         for sites in _site_sets(plan)
         for ridge in plan.ridges
-        for weight, scores in _weighted(fitting, held_out, sites, ridge, plan.pooling)
+        for view in _views(fitting, held_out, sites, ridge, held, plan.pooling)
     ]
-    best = max(
-        tried, key=lambda t: (t.detected, -len(t.sites), -t.sites[0].depth, -t.weight, t.ridge)
-    )
-    last = _direction(fitting, fitting.last, best.sites, best.ridge)
-    pooled = None
-    if plan.pooling:
-        pooled = _pooled(fitting, best.sites, best.ridge).scaled(best.weight)
-    scores = _scores(held_out, last, pooled)
+    best = max(tried, key=_Tried.preference)
+    view, scores = best.view, _scores(held_out, best.view)
     calibrations = held.calibrations(scores)
-    sensor = _assembled(last, pooled, [c.threshold for c in calibrations])
+    sensor = _assembled(view, [c.threshold for c in calibrations])
     report = SensorReport(
-        best.sites, best.ridge, best.weight, len(tried), calibrations, *held.figures(scores)
+        view.last.sites,
+        best.ridge,
+        view.weight,
+        view.levelled,
+        len(tried),
+        calibrations,
+        *held.figures(scores),
     )
     return sensor, report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What a sensor reads: pooled, if it pools, has its weight in it."""
+
+    last: _Direction
+    pooled: _Direction | None = None
+    weight: float = 0.0
+    levelled: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class _Tried:
     detected: float
-    sites: tuple[Site, ...]
+    view: _View
     ridge: float
-    weight: float
+
+    def preference(self) -> tuple[float, ...]:
+        """The best detection; of equal ones the plainest, earliest and most shrunken sensor."""
+        view, sites = self.view, self.view.last.sites
+        plain = (-len(sites), -sites[0].depth, -view.weight, -view.levelled)
+        return self.detected, *plain, self.ridge
 
 
 class _HeldOut:
@@ -125,6 +143,12 @@ class _HeldOut:
         pairs = zip(self.calibrations(scores), self._groups, strict=True)
         limits = {form: c.threshold for c, group in pairs for form in group}
         return {f: float((scores[self._bad[f]] > limit).mean()) for f, limit in limits.items()}
+
+    def gaps(self, scores: Matrix) -> dict[Form, float]:
+        """How far below the first image form's own threshold each other one's lies."""
+        forms = [form for form in self._good if form != IMAGELESS]
+        own = {form: upper_quantile(scores[self._good[form]], self._rate) for form in forms}
+        return {form: own[forms[0]] - own[form] for form in forms[1:]}
 
     def detected(self, scores: Matrix) -> float:
         return float(np.mean(list(self.detection(scores).values())))
@@ -157,6 +181,9 @@ class _Direction:
 
     def scaled(self, factor: float) -> _Direction:
         return _Direction(self.sites, self.centres, self.columns * factor)
+
+    def plus(self, more: Iterable[Matrix]) -> _Direction:
+        return _Direction(self.sites, self.centres, sum(more, start=self.columns))
 
 
 def _direction(
@@ -203,29 +230,54 @@ def _side_by_side(
     return np.concatenate(tables, axis=1), np.array(centres), np.array(scales)
 
 
-def _scores(activations: Activations, last: _Direction, pooled: _Direction | None) -> Matrix:
-    scores = last.scores(activations.last)
-    if pooled is None:
+def _raising(fitting: Activations, sites: tuple[Site, ...], ridge: float) -> dict[Form, Matrix]:
+    """By image form but the first: columns [n, d] along which its rows lie 1 above the first's, on
+    average and all other forms' with them, and vary as little as may be within forms."""
+    forms = [form for form in _forms(fitting) if form != IMAGELESS]
+    rows, harmful = _forms(fitting), fitting.where(lambda s: s.label == "harmful")
+    images = fitting.where(lambda s: s.form != IMAGELESS)
+    table, centres, scales = _side_by_side(fitting.image_mean, sites, images & ~harmful)
+    groups = [rows[form] & kind for form in forms for kind in (harmful, ~harmful)]
+    within = np.concatenate([table[group] - table[group].mean(axis=0) for group in groups])
+    means = np.stack([table[rows[form] & ~harmful].mean(axis=0) for form in forms])
+    apart = (means[1:] - means[0]).T
+    solved = solve_shrunken(within, ridge, apart, "levelling the image forms")
+    # least squares: forms of the same mean cannot be raised apart, and are left as they are
+    unit = solved @ np.linalg.lstsq(apart.T @ solved, np.eye(len(forms) - 1), rcond=None)[0]
+    shaped = unit.T.reshape(len(forms) - 1, *centres.shape) / scales[:, None]
+    return dict(zip(forms[1:], shaped, strict=True))
+
+
+def _scores(activations: Activations, view: _View) -> Matrix:
+    scores = view.last.scores(activations.last)
+    if view.pooled is None:
         return scores
     images = activations.where(lambda s: s.form != IMAGELESS)
-    return np.asarray(scores + np.where(images, pooled.scores(activations.image_mean), 0))
+    return np.asarray(scores + np.where(images, view.pooled.scores(activations.image_mean), 0))
 
 
-def _weighted(
+def _views(
     fitting: Activations,
     held_out: Activations,
     sites: tuple[Site, ...],
     ridge: float,
+    held: _HeldOut,
     weights: Sequence[float],
-) -> Iterator[tuple[float, Matrix]]:
-    """Each weight of the pooled view and the held-out scores with it; 0 alone without one."""
+) -> Iterator[_View]:
+    """The last token alone without weights; else it with each weight of the image tokens, as they
+    are and levelled."""
     last = _direction(fitting, fitting.last, sites, ridge)
     if not weights:
-        yield 0.0, _scores(held_out, last, None)
+        yield _View(last)
         return
-    pooled = _pooled(fitting, sites, ridge)
+    pooled, raising = _pooled(fitting, sites, ridge), _raising(fitting, sites, ridge)
     for weight in weights:
-        yield weight, _scores(held_out, last, pooled.scaled(weight))
+        view = _View(last, pooled.scaled(weight), weight)
+        yield view
+        gaps = held.gaps(_scores(held_out, view))
+        if gaps:
+            raised = pooled.scaled(weight).plus(gap * raising[f] for f, gap in gaps.items())
+            yield _View(last, raised, weight, True)
 
 
 def _site_sets(plan: SensorPlan) -> Iterator[tuple[Site, ...]]:
@@ -250,10 +302,10 @@ def _forms(activations: Activations) -> dict[Form, Flags]:
     return {form: np.array([s.form == form for s in activations.samples]) for form in present}
 
 
-def _assembled(last: _Direction, pooled: _Direction | None, thresholds: Sequence[float]) -> Sensor:
+def _assembled(view: _View, thresholds: Sequence[float]) -> Sensor:
     """The spec's sensor. A reading has one centre for both columns: the threshold for requests
     with an image takes up what the pooled column is moved by."""
-    limits = list(thresholds)
+    last, pooled, limits = view.last, view.pooled, list(thresholds)
     readings = []
     for index, (site, column) in enumerate(zip(last.sites, last.columns, strict=True)):
         centre, columns = last.centres[index], [column]

@@ -167,6 +167,7 @@ def _figures(report: SensorReport) -> dict[str, Any]:
         "sites": [str(site) for site in report.sites],
         "ridge": report.ridge,
         "pooling": report.pooling,
+        "levelled": report.levelled,
         "tried": report.tried,
         "thresholds": [c.threshold for c in report.calibrations],
         "harmless_open_rate": {f: r for c in report.calibrations for f, r in c.open_rate.items()},
