@@ -38,7 +38,8 @@ def evaluate(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]
     tuned = tuned_weights(
         work.vlm, work.recipe, work.splits, work.typography, work, reporter.advance
     )
-    arms = arms_of(section, spec, load_candidates(fitted / CANDIDATES), tuned)
+    candidates = load_candidates(fitted / CANDIDATES) | work.rivals(spec)
+    arms = arms_of(section, spec, candidates, tuned)
     content = measure(
         work.vlm,
         work.recipe,

@@ -171,7 +171,8 @@ class Bake:
             "layers": layers,
             "model": self.vlm.model_digest,
             "samples": {n: self.splits.digests[n] for n in ("fit", "validate", "calibrate")},
-            "recipe": self.recipe.model_dump(mode="json", include={"fit": True, "samples": True}),
+            "fit": self.recipe.fit.contest.model_dump(mode="json"),
+            "drawn": self.recipe.samples.model_dump(mode="json"),
             **self.versions("fit"),
         }
 
@@ -185,6 +186,30 @@ class Bake:
 
         folder = self.stage("fit", key, build)
         return folder, load_guard(folder / GUARD)
+
+    def rivals(self, spec: GuardSpec) -> dict[str, GuardSpec]:
+        """The recipe's rivals, fitted for a table beside `spec`."""
+        from guardbake.steps.fit import fit_rivals, load_candidates, save_candidates
+
+        section = self.recipe.fit.rivalry
+        if not section.candidates:
+            return {}
+        key: dict[str, JSON] = {
+            "model": self.vlm.model_digest,
+            "guard": spec.digest,
+            "samples": self.splits.digests["fit"],
+            "fit": section.model_dump(mode="json"),
+            "drawn": self.recipe.samples.model_dump(mode="json"),
+            **self.versions("rivals"),
+        }
+
+        def build(folder: Path) -> None:
+            found = fit_rivals(
+                self.vlm, self.recipe, self.splits, self.typography, spec, self.reporter.advance
+            )
+            save_candidates(found, folder / CANDIDATES)
+
+        return load_candidates(self.stage("rivals", key, build) / CANDIDATES)
 
     def export(self) -> Path:
         """The unguarded graphs and their weights."""

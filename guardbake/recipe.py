@@ -80,16 +80,18 @@ class CandidateSection(_Section):
     steer: gated push. remove, add, replace: VLM-Guard with `rank` directions; replace needs a pass
     over the text alone for every request. care: CARE's subspaces. astra, spo: those papers'
     vectors, fitted as the section fit.rivals says; spo refines a candidate's vectors together.
-    together: one candidate edits all of `layers`, instead of one candidate a layer. The rest is
-    CARE's: which branches; their fusion, and the visual one's share of a parallel fusion; what
-    harmful pictures are held against; whether attribution picks the tokens; the share of each
-    tail that is winsorised; whose numerics. rank and ridge "held-out": by `fit.selection`.
+    together: one candidate edits all of `layers`, instead of one candidate a layer. rival: fitted
+    for `guardbake evaluate` alone; no sign test tries it and no bake ships it. The rest is CARE's:
+    which branches; their fusion, and the visual one's share of a parallel fusion; what harmful
+    pictures are held against; whether attribution picks the tokens; the share of each tail that is
+    winsorised; whose numerics. rank and ridge "held-out": by `fit.selection`.
     """
 
     edit: Literal["steer", "remove", "add", "replace", "care", "astra", "spo"]
     layers: list[Layer] = Field(min_length=1)
     strengths: list[Positive] = Field(min_length=1)
     together: bool = False
+    rival: bool = False
     rank: Count | Literal["held-out"] = 1
     ridge: Positive | Literal["ledoit-wolf", "held-out"] = "ledoit-wolf"
     branches: tuple[Modality, ...] = Field(default=("visual", "text"), strict=False)
@@ -186,6 +188,25 @@ class FitSection(_Section):
     harmless_rise: Share
     degenerate: Share
     rivals: RivalsSection = RivalsSection()
+
+    @property
+    def contest(self) -> FitSection:
+        """The section without rivals: what a bake fits."""
+        return self._with([c for c in self.candidates if not c.rival])
+
+    @property
+    def rivalry(self) -> FitSection:
+        """The section with rivals alone, maybe none."""
+        return self._with([c for c in self.candidates if c.rival])
+
+    def _with(self, candidates: list[CandidateSection]) -> FitSection:
+        return self.model_copy(update={"candidates": candidates})
+
+    @model_validator(mode="after")
+    def _contested(self) -> FitSection:
+        if all(candidate.rival for candidate in self.candidates):
+            raise ValueError("candidates must hold one that is no rival")
+        return self
 
     @model_validator(mode="after")
     def _captions_for_plain(self) -> FitSection:

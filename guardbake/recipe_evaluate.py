@@ -52,6 +52,7 @@ class PgdSection(Section):
     taken; step: the first step's share of the bound, falling to 0. eps: bounds of images found on
     the undefended model, which serve every row; adaptive: of images found through each row's own
     defence; universal: of one image for all prompts, found on `corpus` prompts of the fit split.
+    through: the arms with an adaptive search, which is the dear one; none named: all of them.
     Searched for are the fit section's compliant turns.
     """
 
@@ -65,6 +66,7 @@ class PgdSection(Section):
     adaptive: list[Level] = Field(default_factory=list)
     universal: list[Level] = Field(default_factory=list)
     corpus: Count = 8
+    through: list[str] = Field(default_factory=list)
 
 
 class JudgeSection(Section):

@@ -32,12 +32,14 @@ strengths = [0.5]
 
 [[fit.candidates]]
 edit = "astra"
+rival = true
 layers = [4, 5]
 strengths = [1.0]
 together = true
 
 [[fit.candidates]]
 edit = "spo"
+rival = true
 layers = [4, 5]
 strengths = [0.5]
 together = true
@@ -78,6 +80,7 @@ batch_size = 1
 steps = 1
 step = 0.5
 adaptive = [16]
+through = ["ASTRA", "fine-tune"]
 """
 ARMS = ["undefended", "steering", "ASTRA", "SPO-VLM", "fine-tune"]
 
@@ -142,6 +145,12 @@ def test_every_rival_is_a_row(content: dict[str, Any]) -> None:
     assert [name for name, arm in arms.items() if arm["tuned"]] == ["fine-tune"]
 
 
+def test_rivals_are_no_contenders(folder: Path) -> None:
+    (fitted,) = (folder / ".guardbake").glob("fit-*")
+    figures = json.loads((fitted / "fit.json").read_text())
+    assert [row["candidate"] for row in figures["sign_test"]] == [STEER]
+
+
 def test_rivals_refuse_more_of_what_is_harmful(content: dict[str, Any]) -> None:
     seen = {arm: refused(content, arm, "harmful", "typographic") for arm in ARMS}
     for arm in ("steering", "SPO-VLM", "fine-tune"):
@@ -160,7 +169,9 @@ def test_a_fine_tune_stays_in_its_own_row(content: dict[str, Any]) -> None:
 
 def test_an_attack_knows_the_tuned_model(content: dict[str, Any]) -> None:
     before = {row["arm"]: row["surprise_before"] for row in content["searches"]}
-    assert list(before) == ARMS
+    assert list(before) == ["undefended", "ASTRA", "fine-tune"]
+    adaptive = [r["arm"] for r in content["table"]["rows"] if r["family"] == "adaptive PGD 16/255"]
+    assert adaptive == list(before)
     assert abs(before["fine-tune"] - before["undefended"]) > 0.1
     assert all(
         row["surprise_after"] <= row["surprise_before"] + 0.05 for row in content["searches"]
@@ -191,6 +202,18 @@ def test_a_wrong_row_is_named(tmp_path: Path, old: str, new: str, named: str) ->
     with pytest.raises(RecipeError) as caught:
         load_recipe(write_recipe(tmp_path, SECTION.replace(old, new, 1)))
     assert named in caught.value.found
+
+
+def test_an_attack_through_an_unknown_arm_is_refused(
+    tmp_path: Path, guard: Callable[..., GuardSpec]
+) -> None:
+    section = SECTION.replace('through = ["ASTRA"', 'through = ["ASTR"')
+    recipe = load_recipe(write_recipe(tmp_path, section))
+    assert recipe.evaluate is not None
+    arms = [arm for arm in recipe.evaluate.arms if arm.guard is None]
+    asked = recipe.evaluate.model_copy(update={"arms": arms})
+    with pytest.raises(RecipeError, match="no arm named ASTR"):
+        arms_of(asked, guard(), {}, LowRank({}, {}))
 
 
 def test_a_replacing_guard_needs_its_gate(guard: Callable[..., GuardSpec]) -> None:

@@ -156,15 +156,15 @@ def _wide(rows: Sequence[Row], title: str, cell: Callable[[Row], Rate | Interval
     lines.append("|---" * (len(families) + 1) + "|")
     for arm in dict.fromkeys(row.arm for row in rows):
         cells = {row.family: str(cell(row)) for row in rows if row.arm == arm}
-        lines.append(f"| {arm} | {' | '.join(cells[family] for family in families)} |")
+        lines.append(f"| {arm} | {' | '.join(cells.get(family, '-') for family in families)} |")
     return "\n".join(lines) + "\n"
 
 
 def table_of(groups: Sequence[Group]) -> Table:
     """Count all groups.
 
-    Raises UsageError for a prompt counted twice, for groups that do not hold the same arms and
-    runs, and unless there are harmful and harmless prompts.
+    Raises UsageError for a prompt counted twice, for groups that do not hold the first arm and
+    the same runs, and unless there are harmful and harmless prompts.
     """
     _demand_both_sides(groups)
     rows, changes = rows_of(groups), []
@@ -210,7 +210,9 @@ def _check(group: Group, other: Group) -> None:
         found = f"{len(group.prompts)} prompts, {len(set(group.prompts))} of them different"
         raise _refuse(found, "every prompt once", where)
     shape = {arm: list(runs) for arm, runs in group.verdicts.items()}
-    expected = {arm: list(runs) for arm, runs in other.verdicts.items()}
+    # the first arm, which the others are paired with, is asked everything; they need not be
+    first = next(iter(other.verdicts), None)
+    expected = {a: list(runs) for a, runs in other.verdicts.items() if a in shape or a == first}
     if shape != expected or not all(GREEDY in runs for runs in shape.values()):
         raise _refuse(f"arms and runs {shape}", f"{expected}, a greedy run among them", where)
     lengths = {len(v) for runs in group.verdicts.values() for v in runs.values()}

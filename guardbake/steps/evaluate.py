@@ -68,6 +68,14 @@ def arms_of(
         arms.append(Arm(row.name, spec, row.canned, row.preamble, change))
     if section.candidates:
         arms += [Arm(name, spec) for name, spec in candidates.items()]
+    unknown = set(section.pgd.through if section.pgd else ()) - {arm.name for arm in arms}
+    if unknown:
+        raise RecipeError(
+            found=f"no arm named {', '.join(sorted(unknown))}",
+            expected=f"one of {', '.join(arm.name for arm in arms)}",
+            where="section evaluate.pgd, through",
+            remedy="name arms of the table",
+        )
     if len({arm.name for arm in arms}) < len(arms):
         raise RecipeError(
             found="an arm with the name of a candidate",
@@ -163,7 +171,7 @@ class Evaluation:
 
     def _group(self, column: Column) -> Group:
         verdicts = {}
-        for arm in self._arms:
+        for arm in filter(column.asks, self._arms):
             runs = self._answers(arm, arm, column)
             verdicts[arm.name] = {
                 run: KeywordJudge().judge(column.samples, texts) for run, texts in runs.items()
@@ -177,7 +185,7 @@ class Evaluation:
             if column.label != "harmful":
                 continue
             verdicts = {}
-            for arm in self._arms:
+            for arm in filter(column.asks, self._arms):
                 texts = self._answers(arm, arm, column)[GREEDY]
                 verdicts[arm.name] = {GREEDY: judge.verdicts(column.samples, texts)}
             judged.append(replace(group, verdicts=verdicts))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guardbake.errors import RecipeError
-from guardbake.evaluate.arms import Arm
+from guardbake.evaluate.arms import UNDEFENDED, Arm
 from guardbake.evaluate.attacks.wrappers import (
     Photographed,
     Templated,
@@ -36,13 +36,20 @@ DRAW_SEED = 1  # not the split's own, or a limit here would take that draw's fir
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Prompts of one label, asked in one way, or if adaptive each arm in its own way."""
+    """Prompts of one label, asked in one way, or if adaptive each arm in its own way.
+
+    through: names of the arms that are asked, beside the undefended model; none named: all.
+    """
 
     label: Label
     family: str
     samples: Sequence[Sample]
     asking: Callable[[Arm], Asking]
     adaptive: bool = False
+    through: Sequence[str] = ()
+
+    def asks(self, arm: Arm) -> bool:
+        return not self.through or arm.name in (UNDEFENDED, *self.through)
 
     @property
     def prompts(self) -> list[tuple[str, int]]:

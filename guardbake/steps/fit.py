@@ -51,7 +51,7 @@ def fit_guard(
     layers: what a diagnosis says of them, for the guard's provenance; None without one. Raises
     BehaviourError if no candidate may be written.
     """
-    section, size = recipe.fit, recipe.batch_size
+    section, size = recipe.fit.contest, recipe.batch_size
     sites = every_site(vlm)
     forms = FIT_FORMS if section.sensor is None or not section.sensor.pooling else FORMS
     fitting = capture(
@@ -117,6 +117,33 @@ def fit_guard(
         "false_positive_rate": section.sensor.false_positive_rate if section.sensor else None,
     }
     return _spec(identity, section, sensor, chosen, provenance), figures, specs
+
+
+def fit_rivals(
+    vlm: Vlm,
+    recipe: Recipe,
+    splits: Splits,
+    typography: Typography,
+    fitted: GuardSpec,
+    advance: Advance,
+) -> dict[str, GuardSpec]:
+    """The recipe's rivals by name, behind the gate of the guard that was fitted; not tried."""
+    section, size = recipe.fit.rivalry, recipe.batch_size
+    layers = sorted({layer for candidate in section.candidates for layer in candidate.layers})
+    fitting = capture(
+        vlm,
+        splits.samples("fit", FIT_FORMS),
+        [Site(layer, boundary) for layer in layers for boundary in ("ffn_output", "residual")],
+        typography,
+        size,
+        partial(advance, "capturing the fit split"),
+        attribution_for(section),
+    )
+    contrasts = capture_contrasts(vlm, section, splits, fitting, typography, size, advance)
+    return {
+        c.name: _spec(fitted.model, section, fitted.sensor, c, {})
+        for c in candidates(section.candidates, contrasts)
+    }
 
 
 def save_candidates(specs: Mapping[str, GuardSpec], folder: Path) -> None:

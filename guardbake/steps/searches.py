@@ -70,6 +70,7 @@ class Searches:
                 samples,
                 partial(make, section, eps, samples),
                 adaptive=kind == ADAPTIVE,
+                through=section.through if kind == ADAPTIVE else (),
             )
             for kind, bounds, make in kinds
             for eps in bounds

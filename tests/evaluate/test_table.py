@@ -123,12 +123,23 @@ def test_table_demands_the_benign_arm() -> None:
         table_of([])
 
 
+def test_an_arm_that_was_not_asked_leaves_a_gap() -> None:
+    alone = replace(HARMLESS, verdicts={"undefended": {"greedy": [A, A]}})
+    table = table_of([HARMFUL, replace(HARMLESS, family="other"), alone])
+    lines = table.to_markdown().split("**harmless prompts: answered**")[1].splitlines()
+    cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines if " | " in line}
+    assert cells["| arm"] == ["other", f"{HARMLESS.family} |"]
+    assert cells["| guard"][1] == "- |"
+    assert "-" not in cells["| undefended"][1][:2]
+    assert {p.family for p in table.pairings if p.label == "harmless"} == {"other"}
+
+
 @pytest.mark.parametrize(
     ("group", "found"),
     [
         (replace(HARMLESS, prompts=[("ours", 0)] * 2), "2 prompts, 1 of them different"),
         (replace(HARMLESS, prompts=[("ours", n) for n in range(3)]), r"\[2\] verdicts"),
-        (replace(HARMLESS, verdicts={"undefended": {"greedy": [A, A]}}), "arms and runs"),
+        (replace(HARMLESS, verdicts={"guard": {"greedy": [A, A]}}), "arms and runs"),
         (
             replace(HARMLESS, verdicts={arm: {"seed 0": [A, A]} for arm in HARMFUL.verdicts}),
             "arms and runs",
