@@ -10,7 +10,7 @@ from guardbake.errors import RecipeError
 from guardbake.evaluate.writeup import to_markdown
 from guardbake.pipeline import CANDIDATES, Bake
 from guardbake.progress import Reporter
-from guardbake.steps.evaluate import arms_of, measure
+from guardbake.steps.evaluate import Evaluation, arms_of
 from guardbake.steps.fit import load_candidates
 from guardbake.steps.records import write_record
 from guardbake.steps.tuning import tuned_weights
@@ -40,7 +40,7 @@ def evaluate(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]
     )
     candidates = load_candidates(fitted / CANDIDATES) | work.rivals(spec)
     arms = arms_of(section, spec, candidates, tuned)
-    content = measure(
+    content = Evaluation(
         work.vlm,
         work.recipe,
         recipe_path.parent,
@@ -49,7 +49,7 @@ def evaluate(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]
         arms,
         work,
         reporter.advance,
-    )
+    ).run()
     with new_folder(out) as folder:
         write_record(folder / EVALUATION, content)
         (folder / EVALUATION_TEXT).write_text(to_markdown(content), encoding="utf-8")

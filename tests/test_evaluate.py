@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from guardbake.samples.natural import natural_picture
 from guardbake.samples.readers import read
 from guardbake.samples.typography import clean as clean_words
 from guardbake.vlm.catalog import models_root
+
+from tests.tiny_runs import Watcher, tiny_recipe
 
 SECTION = """
 [evaluate]
@@ -62,46 +63,12 @@ CANDIDATE = '[[fit.candidates]]\nedit = "steer"\nlayers = [4]\nstrengths = [0.5]
 ARMS = ["undefended", "guard", "gate-only", "safety sentence", "steer layer 4 alpha 0.5"]
 
 
-class Watcher:
-    """A reporter that keeps what it is told and may stop the run."""
-
-    def __init__(self, stop: Callable[[str, int], bool] = lambda what, done: False) -> None:
-        self.ended: list[tuple[str, bool]] = []
-        self._stop = stop
-
-    def begin(self, stage: str) -> None:
-        """Ends are kept."""
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        if self._stop(what, done):
-            raise KeyboardInterrupt
-
-    def end(self, stage: str, seconds: float, cached: bool) -> None:
-        self.ended.append((stage, cached))
-
-
-def write_recipe(folder: Path, section: str = SECTION) -> Path:
-    """The tiny recipe with one candidate, few prompts and an evaluation."""
-    for name in ("tiny-llava", "tiny-prompts"):
-        (folder / name).symlink_to(models_root() / name)
-    text = (models_root() / "tiny-llava.toml").read_text(encoding="utf-8")
-    head, rest = text.split("[[fit.candidates]]", 1)
-    for split, limit in (("fit", 24), ("validate", 24), ("test", 10)):
-        source = f'harmless = ["file:tiny-prompts/harmless_{split}.txt"'
-        odd = ', "file:odd.txt"' if split == "test" else ""
-        head = head.replace(f"{source}]", f"{source}{odd}]\nlimit = {limit}", 1)
-    (folder / "odd.txt").write_text("how do i cut a cake ?\nhow do i cut a rope ?\n")
-    (folder / "templates.toml").write_text(TEMPLATES)
-    path = folder / "recipe.toml"
-    path.write_text(head + CANDIDATE + rest[rest.index("[parity]") :] + section, encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose evaluation was cut in a search, cut again in a cell, and then went on."""
     folder = tmp_path_factory.mktemp("evaluate")
-    recipe = write_recipe(folder)
+    (folder / "templates.toml").write_text(TEMPLATES)
+    recipe = tiny_recipe(folder, CANDIDATE, SECTION)
     for stop in (
         lambda what, done: what.startswith("PGD 16/255 on undefended, from 2") and done == 2,
         lambda what, done: what == "guard: adaptive PGD 16/255, seed 7",
@@ -209,7 +176,8 @@ def _harmful(split: str) -> list[Prompt]:
 def test_a_cut_run_goes_on_and_gives_the_same_bytes(folder: Path) -> None:
     whole = folder.parent / "whole"
     whole.mkdir()
-    recipe = write_recipe(whole)
+    (whole / "templates.toml").write_text(TEMPLATES)
+    recipe = tiny_recipe(whole, CANDIDATE, SECTION)
     (fitted,) = (folder / ".guardbake").glob("fit-*")
     shutil.copytree(fitted, whole / ".guardbake" / fitted.name)
     evaluate(recipe, whole / "out", Watcher())
@@ -277,14 +245,14 @@ def test_a_recipe_that_names_what_is_not_there_is_refused(
 )
 def test_a_wrong_section_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
     assert SECTION.count(old) >= 1
-    recipe = write_recipe(tmp_path, SECTION.replace(old, new, 1))
+    recipe = tiny_recipe(tmp_path, CANDIDATE, SECTION.replace(old, new, 1))
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe)
     assert named in caught.value.found
 
 
 def test_a_recipe_without_the_section_is_refused(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, "")
+    recipe = tiny_recipe(tmp_path, CANDIDATE, "")
     assert "evaluate" not in tomllib.loads(recipe.read_text())
     with pytest.raises(RecipeError, match="no section evaluate"):
         evaluate(recipe, tmp_path / "out", Watcher())

@@ -16,8 +16,9 @@ from guardbake.recipe import load_recipe
 from guardbake.recipe_evaluate import EvaluateSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.evaluate import arms_of
-from guardbake.vlm.catalog import models_root
 from guardbake.vlm.low_rank import LowRank
+
+from tests.tiny_runs import Watcher, tiny_recipe
 
 CANDIDATES = """
 [fit.rivals]
@@ -85,39 +86,10 @@ through = ["ASTRA", "fine-tune"]
 ARMS = ["undefended", "steering", "ASTRA", "SPO-VLM", "fine-tune"]
 
 
-class Watcher:
-    """A reporter that remembers which stages were done already."""
-
-    def __init__(self) -> None:
-        self.ended: list[tuple[str, bool]] = []
-
-    def begin(self, stage: str) -> None:
-        """Ends are kept."""
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        """Nobody watches."""
-
-    def end(self, stage: str, seconds: float, cached: bool) -> None:
-        self.ended.append((stage, cached))
-
-
-def write_recipe(folder: Path, section: str = SECTION) -> Path:
-    for name in ("tiny-llava", "tiny-prompts"):
-        (folder / name).symlink_to(models_root() / name)
-    text = (models_root() / "tiny-llava.toml").read_text(encoding="utf-8")
-    head, rest = text.split("[[fit.candidates]]", 1)
-    for split, limit in (("fit", 24), ("validate", 24), ("test", 10)):
-        source = f'harmless = ["file:tiny-prompts/harmless_{split}.txt"]'
-        head = head.replace(source, f"{source}\nlimit = {limit}", 1)
-    path = folder / "recipe.toml"
-    path.write_text(head + CANDIDATES + rest[rest.index("[parity]") :] + section, encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rivals")
-    evaluate(write_recipe(folder), folder / "out", Watcher())
+    evaluate(tiny_recipe(folder, CANDIDATES, SECTION), folder / "out", Watcher())
     return folder
 
 
@@ -200,7 +172,7 @@ def test_a_second_run_trains_nothing(folder: Path) -> None:
 def test_a_wrong_row_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
     assert old in SECTION
     with pytest.raises(RecipeError) as caught:
-        load_recipe(write_recipe(tmp_path, SECTION.replace(old, new, 1)))
+        load_recipe(tiny_recipe(tmp_path, CANDIDATES, SECTION.replace(old, new, 1)))
     assert named in caught.value.found
 
 
@@ -208,7 +180,7 @@ def test_an_attack_through_an_unknown_arm_is_refused(
     tmp_path: Path, guard: Callable[..., GuardSpec]
 ) -> None:
     section = SECTION.replace('through = ["ASTRA"', 'through = ["ASTR"')
-    recipe = load_recipe(write_recipe(tmp_path, section))
+    recipe = load_recipe(tiny_recipe(tmp_path, CANDIDATES, section))
     assert recipe.evaluate is not None
     arms = [arm for arm in recipe.evaluate.arms if arm.guard is None]
     asked = recipe.evaluate.model_copy(update={"arms": arms})

@@ -64,6 +64,15 @@ class Arm:
         }
 
     @property
+    def record(self) -> dict[str, str | None]:
+        """The arm as an evaluation lists it: its name, and its guard as the pack's digest."""
+        return {
+            **self.key,
+            "name": self.name,
+            "guard": None if self.spec is None else self.spec.digest,
+        }
+
+    @property
     def edits(self) -> GuardSpec | None:
         """The guard whose edits the model runs under, None if the arm edits nothing."""
         return None if self.canned is not None else self.spec

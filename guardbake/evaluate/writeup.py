@@ -22,7 +22,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "elsewhere.",
         "",
         f"Fitted on: {', '.join(content['fitted_on'])}. Gate and choice of the edit saw: "
-        f"{', '.join(content['validated_on'])}. No guard was fitted on any other family.",
+        f"{', '.join(content['validated_on'])}.",
         "",
         content["markdown"].rstrip(),
         "",

@@ -98,34 +98,6 @@ def _without_gate(spec: GuardSpec, arm: str) -> GuardSpec:
     return replace(spec, profile="always", sensor=None)
 
 
-def measure(
-    vlm: Vlm,
-    recipe: Recipe,
-    root: Path,
-    splits: Splits,
-    typography: Typography,
-    arms: Sequence[Arm],
-    stages: Stages,
-    advance: Advance,
-) -> dict[str, Any]:
-    """Everything that was measured, as JSON values: see `evaluate.writeup`."""
-    assert recipe.evaluate is not None
-    found = Evaluation(vlm, recipe, root, splits, typography, arms, stages, advance).run()
-    return {
-        "recipe": recipe.name,
-        "model": vlm.model_digest,
-        "samples": dict(splits.digests),
-        "arms": [
-            {**arm.key, "name": arm.name, "guard": None if arm.spec is None else arm.spec.digest}
-            for arm in arms
-        ],
-        "settings": recipe.evaluate.model_dump(mode="json"),
-        "fitted_on": list(FIT_FORMS),
-        "validated_on": list(FORMS),
-        **found,
-    }
-
-
 class Evaluation:
     """One evaluation on its way."""
 
@@ -142,6 +114,7 @@ class Evaluation:
     ) -> None:
         assert recipe.evaluate is not None
         self.section = recipe.evaluate
+        self._about = {"recipe": recipe.name, "samples": dict(splits.digests)}
         self._vlm = vlm
         self._arms = arms
         self._stages = stages
@@ -156,10 +129,17 @@ class Evaluation:
         self.columns += self.searches.columns()
 
     def run(self) -> dict[str, Any]:
-        """The table, what harmless answers cost and what the searches found, as JSON values."""
+        """The table, what harmless answers cost and what the searches found, as JSON values: see
+        `evaluate.writeup`."""
         groups = [self._group(column) for column in self.columns]
         table = table_of(groups)
         return {
+            **self._about,
+            "model": self._vlm.model_digest,
+            "arms": [arm.record for arm in self._arms],
+            "settings": self.section.model_dump(mode="json"),
+            "fitted_on": list(FIT_FORMS),
+            "validated_on": list(FORMS),
             "table": table.to_json(),
             "markdown": table.to_markdown(),
             "judges": [self._judged(judge, groups) for judge in self._judges],

@@ -16,6 +16,8 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -121,7 +123,8 @@ def load_base(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # a bake shows its own
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    with redirect_stderr(StringIO()):  # the GGUF reader's bar heeds no switch
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # The weights are plain numbers by now, and a config that says otherwise cannot be saved.
     del model.config.quantization_config
     model.train(False)

@@ -18,7 +18,8 @@ from guardbake.studies import StudyName
 from guardbake.studies.run import STUDIES, STUDY, STUDY_TEXT, study
 from guardbake.vlm.catalog import models_root
 
-from tests.studies.conftest import SECTION, Watcher, write_recipe
+from tests.studies.conftest import CANDIDATES, SECTION
+from tests.tiny_runs import Watcher, tiny_recipe
 
 Studied = Callable[[StudyName], Path]
 Read = Callable[[StudyName], dict[str, Any]]
@@ -171,7 +172,7 @@ def test_a_cut_study_goes_on_and_gives_the_same_bytes(
     studied: Studied, tmp_path: Path, name: StudyName, cut: str
 ) -> None:
     whole = studied(name)
-    write_recipe(tmp_path)
+    tiny_recipe(tmp_path, CANDIDATES, SECTION, 24)
     (fitted,) = (whole.parent / ".guardbake").glob("fit-*")
     shutil.copytree(fitted, tmp_path / ".guardbake" / fitted.name)
     with pytest.raises(KeyboardInterrupt):
@@ -214,7 +215,7 @@ def test_what_is_there_is_never_overwritten(studied: Studied) -> None:
 )
 def test_a_wrong_section_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert SECTION.count(old) == 1
-    recipe = write_recipe(tmp_path, SECTION.replace(old, new))
+    recipe = tiny_recipe(tmp_path, CANDIDATES, SECTION.replace(old, new), 24)
     with pytest.raises(RecipeError) as caught:
         study(StudyName.anchors, recipe, tmp_path / "out", Watcher())
     assert says in caught.value.found
@@ -231,7 +232,7 @@ def test_a_wrong_section_is_named(tmp_path: Path, old: str, new: str, says: str)
 def test_a_study_of_what_is_not_there_is_refused(
     studied: Studied, tmp_path: Path, name: StudyName, old: str, new: str, says: str
 ) -> None:
-    recipe = write_recipe(tmp_path, SECTION.replace(old, new))
+    recipe = tiny_recipe(tmp_path, CANDIDATES, SECTION.replace(old, new), 24)
     fitted = studied(StudyName.blank_image).parent / ".guardbake"
     (folder,) = fitted.glob("fit-*")
     shutil.copytree(folder, tmp_path / ".guardbake" / folder.name)
