@@ -21,8 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 bake: install
 	$(BIN)/guardbake bake models/demo.toml -o build/demo
 
+# A process a core, each of one thread; a file stays in one process, whose fixtures it shares.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .
