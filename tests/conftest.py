@@ -33,7 +33,7 @@ FIRST_RESIDUAL = Site(0, "residual")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The demo's bake first: it takes longest, and with several processes the rest run beside it."""
+    """The demo's bake first: it takes longest, and in several processes the rest run beside it."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")
 
 

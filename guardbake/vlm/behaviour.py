@@ -6,6 +6,7 @@ filled once and every guard goes on from there: the same answers for a fraction 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -61,14 +62,16 @@ class Questions:
         self._change = change
         self._ends = end_ids(vlm)
         self._sessions: list[tuple[Session, Sequence[Sample]]] = []
-        self._sensor: Sensor | None = None
+        self._reads = ""
         self._memories: dict[Session, Tensor] = {}
+        self._prefixes: dict[Session, GuardSpec | None] = {}
         self.samples: list[Sample] = []
         for some, batch in batches(vlm, samples, asking, batch_size):
             session = Session(vlm, prepare(vlm, batch), None)
             with merged(vlm, change):
                 session.feed(batch.input_ids.shape[1] - 1)
             self._sessions.append((session, some))
+            self._prefixes[session] = None
             self.samples += some
             progress(len(self.samples), len(samples))
 
@@ -123,13 +126,15 @@ class Questions:
         rows = [row for row, opens in enumerate(self._opens(session, spec)) if opens]
         answers = list(said)
         if rows:
+            memory = self._memory(session, spec)
             session.rewind(_columns(session) - 1, None)
             few = session.rows(rows)
-            memory = self._memory(session, spec)
+            self._prefixes[few] = None
             if memory is not None:
                 self._memories[few] = memory[rows]
             texts = self._answered(few, [some[row] for row in rows], spec, tokens, sampling)
             self._memories.pop(few, None)
+            del self._prefixes[few]
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
         return answers
@@ -187,26 +192,31 @@ class Questions:
 
     @contextmanager
     def _at_last_token(self, session: Session, spec: GuardSpec | None) -> Iterator[None]:
-        """The session guarded by `spec`, its prompt fed up to where this guard may differ."""
-        reusable = spec is None or spec.profile == "sequence"
+        """The session guarded by `spec`, its prompt fed up to the last token as this guard has it.
+
+        Only guards of another profile than `sequence` edit earlier tokens: they get a cache of
+        their own, which stays until another guard needs another.
+        """
+        prefix = None if spec is None or spec.profile == "sequence" else spec
         with merged(self._vlm, self._change):
-            memory = self._memory(session, spec) if reusable else None
-            session.rewind(_columns(session) - 1 if reusable else 0, spec, memory)
-            try:
+            if self._prefixes[session] is not prefix:
+                session.rewind(0, prefix)
                 with session.guarded():
-                    yield
-            finally:
-                if not reusable:  # the cache holds edited prompt tokens: fill it again
-                    session.rewind(0, None)
                     session.feed(_columns(session) - 1)
+                self._prefixes[session] = prefix
+            memory = self._memory(session, spec)
+            session.rewind(_columns(session) - 1, spec, memory)
+            with session.guarded():
+                yield
 
     def _memory(self, session: Session, spec: GuardSpec | None) -> Tensor | None:
         """What the sensor remembers of the prompt before its last token; read once a sensor."""
         sensor = None if spec is None else spec.sensor
         if sensor is None or not sensor.pools:
             return None
-        if sensor is not self._sensor:
-            self._sensor, self._memories = sensor, {}
+        reads = _reads(sensor)
+        if reads != self._reads:  # what is summed hangs on the readings alone, not on the guard
+            self._reads, self._memories = reads, {}
         if session not in self._memories:
             session.rewind(0, spec)
             with session.guarded():
@@ -221,6 +231,15 @@ class Questions:
             stop = next((i for i, token in enumerate(row) if token in self._ends), len(row))
             cut.append(row[:stop])
         return list(self._vlm.processor.tokenizer.batch_decode(cut, skip_special_tokens=True))
+
+
+def _reads(sensor: Sensor) -> str:
+    state = hashlib.sha256()
+    for reading in sensor.readings:
+        state.update(str(reading.site).encode())
+        for array in (reading.directions, reading.centre):
+            state.update(array.tobytes())
+    return state.hexdigest()
 
 
 def _gated(spec: GuardSpec) -> GuardSpec:

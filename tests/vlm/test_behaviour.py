@@ -18,7 +18,7 @@ from guardbake.vlm.behaviour import Questions
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.requests import Typography, batches
-from guardbake.vlm.runner import TorchRunner
+from guardbake.vlm.runner import Session, TorchRunner
 from guardbake.vlm.sampling import Sampling, nucleus
 
 TOKENS = 6
@@ -176,6 +176,36 @@ def test_a_token_guard_leaves_no_trace_in_the_cache(questions: Questions, guard:
     edited = questions.ask(spec_of(guard, "always", 0.0, 30.0), TOKENS, quiet)
     assert edited != before
     assert questions.ask(None, TOKENS, quiet) == before
+
+
+def test_a_prompt_is_fed_once_under_a_guard_that_edits_it(
+    vlm: Vlm, guard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+    feed = Session.feed
+    monkeypatch.setattr(Session, "feed", lambda s, stop: fed.append(stop - s.fed) or feed(s, stop))
+    asked = Questions(vlm, samples(), DRAWING, len(WORDS), quiet)
+    (prompt,) = fed
+    whole = spec_of(guard, "always", 0.0, 30.0)
+    for spec, hot in ((whole, None), (whole, Sampling(3, 2.0, 0.95)), (None, None), (None, None)):
+        asked.ask(spec, TOKENS, quiet, hot)
+    assert fed[1:] == [prompt, 1, 1, prompt, 1, 1]
+
+
+def test_what_a_sensor_remembers_is_read_once(
+    vlm: Vlm, guard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[int] = []
+    feed = Session.feed
+    monkeypatch.setattr(Session, "feed", lambda s, stop: fed.append(stop - s.fed) or feed(s, stop))
+    asked = Questions(vlm, samples(), DRAWING, len(WORDS), quiet)
+    (prompt,) = fed
+    pools = {"width": 128, "layers": 6, "sensor": Site(1, "residual"), "pools": True}
+    for edits in ((2, 4), (3,)):  # two guards that read alike
+        asked.scores(guard("sequence", "steer", edits=edits, **pools))
+    assert fed[1:] == [prompt, 1, 1]
+    asked.scores(guard("sequence", "steer", edits=(3,), seed=1, **pools))
+    assert fed[4:] == [prompt, 1]
 
 
 def _alone(vlm: Vlm, sample: Sample) -> Batch:
