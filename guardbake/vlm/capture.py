@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,6 +49,10 @@ def every_site(vlm: Vlm) -> list[Site]:
     ]
 
 
+class _Enough(Exception):
+    """The deepest site was seen: what the layers above it compute is not asked for."""
+
+
 @torch.no_grad()
 def capture(
     vlm: Vlm,
@@ -59,12 +63,14 @@ def capture(
     progress: Progress,
     attribution: Attribution | None = None,
 ) -> Activations:
-    """Run every sample's prompt once and keep its rows at each site (see `Activations`).
+    """Run every sample's prompt up to the deepest site and keep its rows at each (see
+    `Activations`).
 
     The tokens of one batch at one site are in memory at a time. attribution: its sites must be
     among `sites`.
     """
     last, means, images, texts = (_Parts() for _ in range(4))
+    deepest = max(sites, key=lambda site: site.depth, default=None)
     done = 0
     for some, batch in batches(vlm, samples, asking, batch_size):
 
@@ -75,9 +81,11 @@ def capture(
                 spans = list(zip(tensor.numpy(), batch.image_mask, batch.text_mask, strict=True))
                 images.add(site, np.stack([attribution.image(*span) for span in spans]))
                 texts.add(site, np.stack([attribution.text(t, words) for t, _, words in spans]))
+            if site == deepest:
+                raise _Enough
 
         session = Session(vlm, prepare(vlm, batch), None)
-        with watching(vlm, sites, see):
+        with watching(vlm, sites, see), suppress(_Enough):
             session.feed(batch.input_ids.shape[1])
         done += len(some)
         progress(done, len(samples))

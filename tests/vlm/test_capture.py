@@ -132,3 +132,19 @@ def test_rows_of_another_boundary_are_not_taken_instead(vlm: Vlm) -> None:
     ) as caught:
         rows_at(found.last, Site(1, "ffn_output"), "here")
     assert caught.value.exit_code == 9
+
+
+def test_no_layer_above_the_deepest_site_is_run(vlm: Vlm) -> None:
+    layers: Any = vlm.model.get_submodule(vlm.family.layers)
+    ran: list[int] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, n=n: ran.append(n))
+        for n, layer in enumerate(layers)
+    ]
+    whole = capture(vlm, samples("text"), [RESIDUAL, Site(5, "residual")], ASKING, 3, quiet)
+    assert ran == [0, 1, 2, 3, 4, 5]
+    few = capture(vlm, samples("text"), [RESIDUAL], ASKING, 3, quiet)
+    assert ran[6:] == [0, 1]
+    for handle in handles:
+        handle.remove()
+    assert few.last[RESIDUAL].tobytes() == whole.last[RESIDUAL].tobytes()
