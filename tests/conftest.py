@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import settings
 
+from guardbake.artifact import save_guard
 from guardbake.cli import main
 from guardbake.semantics import Fusion
 from guardbake.site import Site
@@ -101,6 +103,14 @@ def small_guard(
 def guard() -> Callable[..., GuardSpec]:
     """`small_guard`, for tests that build guards."""
     return small_guard
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    """A guard pack on disk."""
+    path = tmp_path / "guard.safetensors"
+    save_guard(small_guard("sequence", "care"), path)
+    return path
 
 
 @pytest.fixture

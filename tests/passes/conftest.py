@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ from guardbake.spec import GuardSpec
 
 Array = npt.NDArray[np.floating]
 WIDTH, LAYERS = 16, 3
+# Three layers of 16 products each on values up to about 10, in two orders of summation:
+# 3 * 16 * 10 * 2**-24 = 3e-5 at worst.
+FP32 = 3e-5
 DTYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
@@ -179,6 +183,21 @@ def make_feeds(
         "guard_image_mask": rng.random((batch, tokens)) < 0.4,
         "guard_memory": np.zeros((batch, 3), np.float32),
     }
+
+
+def feeds_for(lab: Any, spec: GuardSpec, **shape: Any) -> dict[str, Any]:
+    feeds = dict(lab.feeds(**shape))
+    if spec.profile != "sequence":
+        del feeds["guard_state"]
+    if spec.sensor is None or not spec.sensor.pools:
+        del feeds["guard_memory"], feeds["guard_image_mask"]
+    return feeds
+
+
+def agree(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert sorted(got) == sorted(expected)
+    for name, array in expected.items():
+        assert np.abs(got[name].astype(np.float64) - array).max() < FP32, name
 
 
 def reloaded(model: ir.Model) -> ir.Model:

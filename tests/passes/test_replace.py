@@ -15,8 +15,8 @@ from guardbake.passes.insert import InsertGuard
 from guardbake.passes.verify import VerifyGuard
 from guardbake.site import Site
 
-# As in test_insert: three layers of 16 products each on values up to about 10.
-FP32 = 3e-5
+from tests.passes.conftest import agree
+
 LAYERS = (1, 2)
 HALF, FFN = ir.DataType.FLOAT16, Site(0, "ffn_output")
 
@@ -28,12 +28,6 @@ def told(lab: Any, **shape: Any) -> dict[str, Any]:
     for layer in LAYERS:
         feeds[f"guard_text_{layer}"] = rng.standard_normal((5, 3)).astype(np.float32)
     return feeds
-
-
-def agree(got: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert sorted(got) == sorted(expected)
-    for name, array in expected.items():
-        assert np.abs(got[name].astype(np.float64) - array).max() < FP32, name
 
 
 @pytest.mark.parametrize("strength", [1.0, 2.5, 0.0])
