@@ -117,17 +117,17 @@ def _read(path: Path) -> tuple[dict[str, Any], str, dict[str, Vector]]:
 
 
 def _spec_from(head: dict[str, Any], arrays: dict[str, Vector]) -> GuardSpec:
-    sensor = None
-    if head["sensor"] is not None:
+    sensors = []
+    for gate, entry in enumerate(head["sensors"]):
         readings = tuple(
             Reading(
                 site_from_str(name),
-                arrays[f"sensor.{name}.directions"],
-                arrays[f"sensor.{name}.centre"],
+                arrays[f"sensor.{gate}.{name}.directions"],
+                arrays[f"sensor.{gate}.{name}.centre"],
             )
-            for name in head["sensor"]["sites"]
+            for name in entry["sites"]
         )
-        sensor = Sensor(readings, tuple(head["sensor"]["thresholds"]))
+        sensors.append(Sensor(readings, tuple(entry["thresholds"])))
     edits = []
     for entry in head["edits"]:
         site = site_from_str(entry["site"])
@@ -148,15 +148,16 @@ def _spec_from(head: dict[str, Any], arrays: dict[str, Vector]) -> GuardSpec:
                 branches,
                 arrays.get(f"{site}.push"),
                 entry["strength"],
-                entry.get("fusion", "adaptive"),
+                entry["fusion"],
                 arrays.get(f"{site}.reference"),
+                entry["gate"],
             )
         )
     spec = GuardSpec(
         ModelIdentity(**head["model"]),
         head["method"],
         head["profile"],
-        sensor,
+        tuple(sensors),
         tuple(edits),
         head["provenance"],
     )

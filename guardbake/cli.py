@@ -244,15 +244,16 @@ def inspect(
     print(f"method   {spec.method}, profile {spec.profile}")
     print(f"model    {spec.model.family}, {spec.model.layers} layers of {spec.model.width}")
     print(f"         {spec.model.digest}")
-    if spec.sensor is not None:
-        limits = ", ".join(f"{threshold:.6g}" for threshold in spec.sensor.thresholds)
-        print(f"sensor   {' + '.join(map(str, spec.sensor.sites))}, threshold {limits}")
+    for gate, sensor in enumerate(spec.sensors):
+        limits = ", ".join(f"{threshold:.6g}" for threshold in sensor.thresholds)
+        print(f"gate {gate:<3} {' + '.join(map(str, sensor.sites))}, threshold {limits}")
     for edit in spec.edits:
         parts = [
             f"{b.modality} rank {b.basis.shape[1]} alpha {b.strength:g}" for b in edit.branches
         ]
         kind = f"care, {edit.fusion}:" if edit.kind == "care" else edit.kind
-        print(f"edit     {edit.site}, {kind} {', '.join(parts) or f'alpha {edit.strength:g}'}")
+        where = f"{edit.site} by gate {edit.gate}" if spec.sensors else str(edit.site)
+        print(f"edit     {where}, {kind} {', '.join(parts) or f'alpha {edit.strength:g}'}")
     for name, shape in shapes.items():
         print(f"tensor   {name} {shape}")
 

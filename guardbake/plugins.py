@@ -33,8 +33,8 @@ class Trace:
     step_logits: [B, n, V] float32; step_logits[:, i] chose tokens[:, i].
     lengths: [B] int64, the row's tokens up to and with its first end token (n if it met none).
     valid: [B, T] bool, real prompt tokens; values at padding mean nothing.
-    guard_score, guard_open: [B, T + n - 1] float32 and bool, one per token fed, or None if the
-      model has no guard. guard_state: [B] int64 after the last call, or None.
+    guard_score, guard_open: [B, T + n - 1, G] float32 and bool, one per token fed and gate, or None
+      if the model has no gate. guard_state: [B] int64 after the last call, or None.
     taps: every other output of the graph, by name, joined along the sequence axis (axis 1).
     """
 

@@ -80,8 +80,11 @@ class CandidateSection(_Section):
     steer: gated push. remove, add, replace: VLM-Guard with `rank` directions; replace needs a pass
     over the text alone for every request. care: CARE's subspaces. astra, spo: those papers'
     vectors, fitted as the section fit.rivals says; spo refines a candidate's vectors together.
-    together: one candidate edits all of `layers`, instead of one candidate a layer. rival: fitted
-    for `guardbake evaluate` alone; no sign test tries it and no bake ships it. The rest is CARE's:
+    together: one candidate edits all of `layers`, instead of one candidate a layer. gates: one for
+    all edits, by the fit's sensor; or each layer has its own, by the residual that enters it. Each
+    of these keeps the false-positive rate, so together they open for more harmless prompts than one
+    does: the sign test sees what that costs. rival: fitted for `guardbake evaluate` alone, behind
+    the chosen guard's first gate; no sign test tries it and no bake ships it. The rest is CARE's:
     which branches; their fusion, and the visual one's share of a parallel fusion; what harmful
     pictures are held against; whether attribution picks the tokens; the share of each tail that is
     winsorised; whose numerics. rank and ridge "held-out": by `fit.selection`.
@@ -92,6 +95,7 @@ class CandidateSection(_Section):
     strengths: list[Positive] = Field(min_length=1)
     together: bool = False
     rival: bool = False
+    gates: Literal["one", "each"] = "one"
     rank: Count | Literal["held-out"] = 1
     ridge: Positive | Literal["ledoit-wolf", "held-out"] = "ledoit-wolf"
     branches: tuple[Modality, ...] = Field(default=("visual", "text"), strict=False)
@@ -109,6 +113,8 @@ class CandidateSection(_Section):
                 raise ValueError(f"{name} names one twice")
         if self.together and len(self.layers) == 1:
             raise ValueError("together needs more than one layer")
+        if self.rival and self.gates == "each":
+            raise ValueError("a rival stands behind the chosen guard's gate, not its own")
         if self.edit in ("steer", "astra", "spo") and self.is_set("rank"):
             raise ValueError(f"rank is of no meaning for {self.edit}")
         if self.edit != "care":
@@ -218,8 +224,15 @@ class FitSection(_Section):
     def _sensor_before_edits(self) -> FitSection:
         if (self.sensor is None) != (self.profile == "always"):
             raise ValueError("a sensor section is needed unless the profile is always")
-        first = min(layer for candidate in self.candidates for layer in candidate.layers)
-        if self.sensor is not None and self.sensor.layers[1] >= first:
+        edited: dict[str, set[int]] = {"one": set(), "each": set()}
+        for candidate in self.candidates:
+            edited[candidate.gates].update(candidate.layers)
+        if self.sensor is None and edited["each"]:
+            raise ValueError('gates = "each" needs a sensor section')
+        if 0 in edited["each"]:
+            raise ValueError("layer 0 has no gate of its own: no residual enters it")
+        first = min(edited["one"], default=None)
+        if self.sensor is not None and first is not None and self.sensor.layers[1] >= first:
             raise ValueError(f"sensor layers must end before layer {first}, the first edited one")
         if self.sensor is not None and self.sensor.pooling and self.profile != "sequence":
             raise ValueError("sensor.pooling needs the profile sequence, which carries its memory")

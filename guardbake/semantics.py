@@ -1,6 +1,6 @@
 """The law: what a guard computes, in numpy. Every other rendering is compared with this one.
 
-One sensor reads a score, a gate decides, one edit per site changes the FFN output ``y``::
+Sensors read scores, a gate each decides, one edit per site changes the FFN output ``y``::
 
     features f   = sum_r (x_r - mu_r) D_r                 x_r at the sensor's sites, D_r [d, C]
     score    s   = f_last - tau                           C = 1: one threshold for every request
@@ -20,6 +20,9 @@ One sensor reads a score, a gate decides, one edit per site changes the FFN outp
     astra    y'  = y - alpha c ||y|| v                    ASTRA, arXiv 2411.16721; v unit length
              c   = clip((y - r) . v / (||y - r|| + eps), 0, 1)
 
+A sensor reads a site before the edit there, but after the edits of earlier sites: the score of a
+later gate sees the stream as earlier gates left it. With a sensor a layer that is VLM-Guard, where
+each layer's own hidden state opens it.
 ``t`` [B, k] is ``z`` of the last token when the same prompt goes through the unguarded model
 without its image tokens. ``y'`` is taken where the gate is open and ``y``, bit for bit, where it is
 closed. B is batch, S the tokens of one call, P the tokens cached before it, d the model width, k a
@@ -48,8 +51,9 @@ Array = npt.NDArray[Any]
 Fusion = Literal["adaptive", "parallel", "sequential"]
 EPS = 1e-8
 
-# guard_state, one int64 a sequence. Larger is later, so latching upwards is a maximum.
-# A negative number -n says: undecided, the prompt ends at real token n (attention mask counted).
+# guard_state, one int64 a sequence. A negative number -n says: undecided, the prompt ends at real
+# token n (attention mask counted). Decided it is CLOSED + sum of 2**g over the open gates g: of one
+# gate 1 or 2. Larger is later, so latching one gate's own state upwards is a maximum.
 UNDECIDED, CLOSED, OPEN = 0, 1, 2
 
 
@@ -122,13 +126,13 @@ def gate_by_sequence(
 ) -> tuple[Array, Array]:
     """Profile `sequence`: the prompt's last real token decides, once, and the verdict is latched.
 
-    scores [B, S] float; attention_mask [B, P + S] of 0 and 1; state [B] int64: -n while the prompt
-    ends at real token n, 0 if it ends with this call, 1 closed, 2 open; memory [B, 3] as it came
-    into the call, where the sensor has one.
+    One gate: scores [B, S] float; attention_mask [B, P + S] of 0 and 1; state [B] int64, the gate's
+    own (`own_state`): -n while the prompt ends at real token n, 0 if it ends with this call, 1
+    closed, 2 open; memory [B, 3] as it came into the call, where the first sensor has one.
     Returns open [B, S] bool and the next state [B]. Earlier prompt tokens are never edited, so the
     prompt's cache does not depend on the gate: whole, chunked, cached and padded runs agree. A
-    caller's slip opens, for a guard fails closed: a prompt whose end was fed before without a
-    verdict, or an undecided one whose memory has not seen what was fed before.
+    caller's slip opens every gate, for a guard fails closed: a prompt whose end was fed before
+    without a verdict, or an undecided one whose memory has not seen what was fed before.
     """
     tokens = scores.shape[1]
     rank = np.cumsum(attention_mask, axis=1)
@@ -144,6 +148,18 @@ def gate_by_sequence(
     state_out = np.maximum(state, np.where(asked, verdict, state[:, None]).max(axis=1))
     from_end = (rank >= end) | (state == OPEN)[:, None]
     return real & from_end & (state_out == OPEN)[:, None], state_out
+
+
+def own_state(state: Array, gate: int) -> Array:
+    """What guard_state [B] says of one gate: as it is while undecided, then CLOSED or OPEN."""
+    decided = np.maximum(state, CLOSED) - CLOSED
+    return np.where(state <= UNDECIDED, state, CLOSED + decided // 2**gate % 2)
+
+
+def joint_state(states: Sequence[Array]) -> Array:
+    """guard_state [B] from every gate's own state [B]; the same call decides them all."""
+    opened = sum((own - CLOSED) * 2**gate for gate, own in enumerate(states))
+    return np.where(states[0] <= UNDECIDED, states[0], CLOSED + opened)
 
 
 class BranchTerms(Protocol):

@@ -24,8 +24,9 @@ EditKind = Literal["care", "project", "add", "replace", "steer", "astra"]
 Modality = Literal["visual", "text"]
 Vector = npt.NDArray[np.float32]
 
-VERSION = 2
+VERSION = 3
 POLARITY = "harmful-positive"
+MAX_GATES = 32  # a bit each in the int64 `guard_state`, with room to spare
 ORTHONORMAL = 1e-5  # |Q^T Q - I|, max; fp32 rounding of a basis orthonormal to 1e-10 gives 1e-6
 _BRANCHES: Mapping[EditKind, int] = {
     "care": 2,
@@ -200,7 +201,7 @@ class Edit:
     branches: two for "care" (visual, text), none for "steer" and "astra", one for the others.
     push [d] float32 and strength: for "steer" and "astra" only; the others keep strength in their
     branches. reference [d] float32: for "astra" only, whose push has unit length.
-    fusion: how "care" puts its branches together; the others leave it as it is.
+    fusion: how "care" puts its branches together, else adaptive. gate: number of its sensor.
     """
 
     site: Site
@@ -210,9 +211,12 @@ class Edit:
     strength: float = 1.0
     fusion: Fusion = "adaptive"
     reference: Vector | None = None
+    gate: int = 0
 
     def __post_init__(self) -> None:
         where = f"edit at {self.site}"
+        if type(self.gate) is not int or self.gate < 0:
+            _refuse(where, f"gate {self.gate!r}", "the number of a sensor")
         if self.kind not in get_args(EditKind):
             _refuse(where, f"kind {self.kind!r}", f"one of {get_args(EditKind)}")
         if self.site.boundary != "ffn_output":
@@ -262,16 +266,17 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class GuardSpec:
-    """A whole guard: one sensor (unless profile is "always") and one edit per site.
+    """A whole guard: sensors with a gate each (none iff profile is "always"), one edit per site.
 
-    method: name of the method that fitted it. provenance: JSON values that say how (sample digests,
-    figures); they are part of the digest. Sensor before edits: a site is read before it is changed.
+    sensors: in order of the last site each reads, at or before the edits that it opens. Only the
+    first may pool: a lost memory opens all gates. method: name of the method that fitted it.
+    provenance: JSON values that say how (sample digests, figures); they are part of the digest.
     """
 
     model: ModelIdentity
     method: str
     profile: Profile
-    sensor: Sensor | None
+    sensors: tuple[Sensor, ...]
     edits: tuple[Edit, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -281,30 +286,47 @@ class GuardSpec:
             _refuse(where, f"profile {self.profile!r}", f"one of {get_args(Profile)}")
         if not self.edits:
             _refuse(where, "no edits", "at least one edit")
-        if (self.sensor is None) != (self.profile == "always"):
-            has = "without" if self.sensor is None else "with"
-            _refuse(where, f"profile {self.profile} {has} a sensor", "a sensor iff gated")
         if self.profile != "sequence" and any(edit.kind == "replace" for edit in self.edits):
             # the text-only pass goes through the same graph, and only a latched gate can be shut
             _refuse(where, f"an edit replace in profile {self.profile}", "profile sequence")
         sites = [edit.site for edit in self.edits]
         if sites != sorted(set(sites), key=lambda site: site.depth):
             _refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")
-        for site in [*sites, *(self.sensor.sites if self.sensor else ())]:
+        for site in [*sites, *(site for sensor in self.sensors for site in sensor.sites)]:
             if not 0 <= site.layer < self.model.layers:
                 _refuse(where, str(site), f"layers 0 to {self.model.layers - 1}")
-        if self.sensor is not None and self.sensor.sites[-1].depth > sites[0].depth:
-            last = self.sensor.sites[-1]
-            _refuse(where, f"sensor at {last}", f"at or before the edit at {sites[0]}")
-        if self.sensor is not None and self.sensor.pools and self.profile != "sequence":
-            _refuse(where, f"profile {self.profile}", "sequence, which a pooling sensor needs")
-        widths = {edit.width for edit in self.edits}
-        widths |= {self.sensor.width} if self.sensor else set()
+        self._check_sensors(where)
+        widths = {edit.width for edit in self.edits} | {each.width for each in self.sensors}
         if widths != {self.model.width}:
             _refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
         if not isinstance(self.method, str):
             _refuse(where, f"method {self.method!r}", "a name")
         object.__setattr__(self, "provenance", _json_copy(self.provenance, f"{where}: provenance"))
+
+    def _check_sensors(self, where: str) -> None:
+        if bool(self.sensors) == (self.profile == "always"):
+            found = f"profile {self.profile} {'with' if self.sensors else 'without'} a sensor"
+            _refuse(where, found, "a sensor iff gated")
+        if len(self.sensors) > MAX_GATES:
+            _refuse(where, f"{len(self.sensors)} sensors", f"at most {MAX_GATES}")
+        gates = sorted({edit.gate for edit in self.edits})
+        if gates != list(range(len(self.sensors) or 1)):
+            _refuse(where, f"edits of the gates {gates}", "an edit for each sensor")
+        ends = [sensor.sites[-1] for sensor in self.sensors]
+        if ends != sorted(set(ends), key=lambda site: site.depth):
+            _refuse(where, f"sensors that end at {[str(s) for s in ends]}", "one after the other")
+        for edit in self.edits if ends else ():
+            if (end := ends[edit.gate]).depth > edit.site.depth:
+                _refuse(where, f"sensor at {end}", f"at or before the edit at {edit.site}")
+        if self.pools and self.profile != "sequence":
+            _refuse(where, f"profile {self.profile}", "sequence, which a pooling sensor needs")
+        if any(sensor.pools for sensor in self.sensors[1:]):
+            _refuse(where, "a later sensor that pools", "no sensor but the first to pool")
+
+    @property
+    def pools(self) -> bool:
+        """Whether the first sensor averages image tokens."""
+        return any(sensor.pools for sensor in self.sensors[:1])
 
     @property
     def digest(self) -> str:
@@ -319,10 +341,10 @@ class GuardSpec:
 def tensors(spec: GuardSpec) -> dict[str, Vector]:
     """The spec's arrays by stable name, in stable order."""
     out: dict[str, Vector] = {}
-    if spec.sensor is not None:
-        for reading in spec.sensor.readings:
-            out[f"sensor.{reading.site}.directions"] = reading.directions
-            out[f"sensor.{reading.site}.centre"] = reading.centre
+    for gate, sensor in enumerate(spec.sensors):
+        for reading in sensor.readings:
+            out[f"sensor.{gate}.{reading.site}.directions"] = reading.directions
+            out[f"sensor.{gate}.{reading.site}.centre"] = reading.centre
     for edit in spec.edits:
         for branch in edit.branches:
             out[f"{edit.site}.{branch.modality}.basis"] = branch.basis
@@ -338,7 +360,6 @@ def tensors(spec: GuardSpec) -> dict[str, Vector]:
 
 def header(spec: GuardSpec) -> dict[str, Any]:
     """Everything but the arrays, as JSON values."""
-    sensor = spec.sensor
     return {
         "version": VERSION,
         "polarity": POLARITY,
@@ -350,28 +371,28 @@ def header(spec: GuardSpec) -> dict[str, Any]:
             "width": spec.model.width,
             "digest": spec.model.digest,
         },
-        "sensor": None
-        if sensor is None
-        else {
-            "sites": [str(site) for site in sensor.sites],
-            "thresholds": [float(threshold) for threshold in sensor.thresholds],
-        },
-        "edits": [_edit_header(edit) for edit in spec.edits],
+        "sensors": [
+            {
+                "sites": [str(site) for site in sensor.sites],
+                "thresholds": [float(threshold) for threshold in sensor.thresholds],
+            }
+            for sensor in spec.sensors
+        ],
+        "edits": [
+            {
+                "site": str(edit.site),
+                "gate": edit.gate,
+                "kind": edit.kind,
+                "strength": float(edit.strength),
+                "fusion": edit.fusion,
+                "branches": [
+                    {"modality": b.modality, "strength": float(b.strength)} for b in edit.branches
+                ],
+            }
+            for edit in spec.edits
+        ],
         "provenance": dict(spec.provenance),
     }
-
-
-def _edit_header(edit: Edit) -> dict[str, Any]:
-    """A fusion only where it is not adaptive: packs older than its name keep their digest."""
-    out = {
-        "site": str(edit.site),
-        "kind": edit.kind,
-        "strength": float(edit.strength),
-        "branches": [
-            {"modality": b.modality, "strength": float(b.strength)} for b in edit.branches
-        ],
-    }
-    return out if edit.fusion == "adaptive" else out | {"fusion": edit.fusion}
 
 
 def header_json(spec: GuardSpec) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -46,6 +47,7 @@ def small_guard(
     width: int = 16,
     layers: int = 3,
     sensor: Site | tuple[Site, ...] = FIRST_RESIDUAL,
+    later: tuple[Site, ...] = (),
     pools: bool = False,
     edits: tuple[int, ...] = (2,),
     strength: float = 1.0,
@@ -57,6 +59,7 @@ def small_guard(
     """A guard of random numbers, complete and valid, the same for the same arguments.
 
     sensor: where it reads, once or several times; pools: whether it averages over image tokens.
+    later: a further sensor at each of these sites. Sensors open an edit each, the last all others.
     kind: an edit's kind, for care with a fusion behind it: "care sequential".
     """
     rng = np.random.default_rng(seed)
@@ -73,7 +76,10 @@ def small_guard(
         uneven = rng.uniform(0.2, 1.8, rank).astype(np.float32) if gains else None
         return Branch(modality, basis, vector(), strength, uneven)
 
-    def edit(site: Site) -> Edit:
+    def edit(index: int, layer: int) -> Edit:
+        return replace(ungated(Site(layer, "ffn_output")), gate=min(index, len(later)))
+
+    def ungated(site: Site) -> Edit:
         name, _, fusion = kind.partition(" ")
         if name == "steer":
             return Edit(site, "steer", (), vector(), strength)
@@ -85,18 +91,17 @@ def small_guard(
             return Edit(site, "care", both, fusion=cast(Fusion, fusion or "adaptive"))
         return Edit(site, cast(EditKind, name), (branch("text", 3),))
 
-    def reading(site: Site) -> Reading:
-        columns = [unit(), unit()] if pools else [unit()]
-        return Reading(site, np.stack(columns, axis=1), vector())
+    def reading(site: Site, columns: int) -> Reading:
+        return Reading(site, np.stack([unit() for _ in range(columns)], axis=1), vector())
 
     sites = sensor if isinstance(sensor, tuple) else (sensor,)
     limits = (threshold, threshold + 0.2) if pools else (threshold,)
-    reads = Sensor(tuple(map(reading, sites)), limits)
-    changes = [edit(Site(layer, "ffn_output")) for layer in edits]
+    sensors = [Sensor(tuple(reading(site, len(limits)) for site in sites), limits)]
+    sensors += [Sensor((reading(site, 1),), (threshold,)) for site in later]
+    changes = tuple(edit(index, layer) for index, layer in enumerate(edits))
     identity = ModelIdentity(family, layers, width, "0" * 64)
-    return GuardSpec(
-        identity, "test", profile, None if profile == "always" else reads, tuple(changes), {"n": 3}
-    )
+    gated = tuple(sensors) if profile != "always" else ()
+    return GuardSpec(identity, "test", profile, gated, changes, {"n": 3})
 
 
 @pytest.fixture(scope="session")

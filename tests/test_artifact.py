@@ -13,6 +13,7 @@ import pytest
 
 from guardbake.artifact import load_guard, require_model, save_guard
 from guardbake.errors import IntegrityError, MalformedError
+from guardbake.site import Site
 from guardbake.spec import GuardSpec, header, tensors
 
 from tests.packs import Meta, malformed, rewrite
@@ -39,6 +40,15 @@ def test_a_guard_comes_back_whole(
     for name, array in tensors(spec).items():
         assert tensors(back)[name].tobytes() == array.tobytes()
         assert not tensors(back)[name].flags.writeable
+
+
+def test_a_guard_of_two_gates_comes_back_whole(guard: Build, tmp_path: Path) -> None:
+    spec = guard("sequence", "add", later=(Site(1, "residual"),), edits=(1, 2), pools=True)
+    save_guard(spec, tmp_path / "g")
+    back = load_guard(tmp_path / "g")
+    assert back.digest == spec.digest
+    assert [edit.gate for edit in back.edits] == [0, 1]
+    assert [sensor.pools for sensor in back.sensors] == [True, False]
 
 
 def test_a_guard_that_replaces_comes_back_whole(guard: Build, tmp_path: Path) -> None:
@@ -82,8 +92,8 @@ def test_an_altered_array_is_an_integrity_error(pack: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("sensor", "thresholds"), [0.2]),
-        (("sensor", "thresholds"), [1e30]),
+        (("sensors", 0, "thresholds"), [0.2]),
+        (("sensors", 0, "thresholds"), [1e30]),
         (("edits", 0, "kind"), "care"),
         (("edits", 0, "fusion"), "parallel"),
         (("edits", 0, "branches", 0, "strength"), 0.9),

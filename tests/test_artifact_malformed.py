@@ -103,8 +103,9 @@ def test_a_header_that_is_no_object_is_refused(pack: Path, text: str) -> None:
         ("edits", [], "no edits"),
         ("edits", 7, "header"),
         ("edits", [{}], "header"),
-        ("sensor", {}, "header"),
-        ("sensor", None, "without a sensor"),
+        ("sensors", [{}], "header"),
+        ("sensors", None, "header"),
+        ("sensors", [], "without a sensor"),
         ("model", {}, "header"),
         ("model", {"family": "x", "layers": "3", "width": 16, "digest": ""}, "layers"),
         ("model", {"family": "x", "layers": 1e999, "width": 16, "digest": ""}, "layers"),
@@ -117,14 +118,14 @@ def test_a_wrong_header_is_refused(pack: Path, key: str, value: Any, says: str) 
     malformed(pack, says)
 
 
-@pytest.mark.parametrize("key", sorted(["sensor", "edits", "model", "method", "profile"]))
+@pytest.mark.parametrize("key", sorted(["sensors", "edits", "model", "method", "profile"]))
 def test_a_header_without_a_key_is_refused(pack: Path, key: str) -> None:
     rewrite(pack, lambda head, _a, _m: head.pop(key) and None)
     malformed(pack)
 
 
 def test_a_boundary_nobody_knows_is_refused(pack: Path) -> None:
-    rewrite(pack, lambda head, _a, _m: head["sensor"].update(sites=["layers.0.attention"]))
+    rewrite(pack, lambda head, _a, _m: head["sensors"][0].update(sites=["layers.0.attention"]))
     malformed(pack, "attention")
 
 
@@ -132,7 +133,7 @@ def test_a_sensor_moved_to_another_layer_is_an_integrity_error(pack: Path) -> No
     """Header and tensor names agree, the numbers are the pack's own: only the digest knows."""
 
     def move(head: dict[str, Any], arrays: dict[str, np.ndarray], _meta: Meta) -> None:
-        head["sensor"]["sites"] = ["layers.1.residual"]
+        head["sensors"][0]["sites"] = ["layers.1.residual"]
         for name in [n for n in arrays if n.startswith("sensor.")]:
             arrays[name.replace("layers.0", "layers.1")] = arrays.pop(name)
 
@@ -153,7 +154,7 @@ def test_an_edited_boundary_must_be_the_ffn_output(pack: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    "name", ["sensor.layers.0.residual.directions", "layers.2.ffn_output.visual.basis"]
+    "name", ["sensor.0.layers.0.residual.directions", "layers.2.ffn_output.visual.basis"]
 )
 def test_a_number_that_is_not_finite_is_refused(pack: Path, name: str, value: float) -> None:
     rewrite(pack, lambda _h, arrays, _m: arrays[name].__setitem__((0,) * arrays[name].ndim, value))
@@ -166,7 +167,8 @@ def test_a_number_that_is_not_finite_is_refused(pack: Path, name: str, value: fl
         ({"fusion": "sum"}, "fusion"),
         ({"fusion": None}, "fusion"),
         ({"fusion": ["parallel"]}, "fusion"),
-        ({"fusion": "adaptive"}, "nobody reads"),  # the one spelling of it is to leave it out
+        ({"gate": 1}, "gates"),
+        ({"gate": False}, "gate False"),
         ({"gains": [1.0]}, "nobody reads"),
         ({"kind": "project"}, "2 branches"),
         ({"kind": "astra", "branches": []}, "no push"),

@@ -12,10 +12,13 @@ import pytest
 from guardbake.errors import RecipeError, UsageError
 from guardbake.evaluate.arms import Arm
 from guardbake.evaluation import evaluate
+from guardbake.fit.candidates import Candidate
 from guardbake.recipe import load_recipe
 from guardbake.recipe_evaluate import EvaluateSection
+from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.steps.evaluate import arms_of
+from guardbake.steps.gates import behind_first_gate
 from guardbake.vlm.low_rank import LowRank
 
 from tests.tiny_runs import Watcher, tiny_recipe
@@ -197,7 +200,26 @@ def test_a_replacing_guard_needs_its_gate(guard: Callable[..., GuardSpec]) -> No
         arms_of(section, guard("sequence", "replace"), {}, None)
     _, ungated = arms_of(section, guard("sequence", "steer"), {}, None)
     assert ungated.spec is not None
-    assert (ungated.spec.profile, ungated.spec.sensor) == ("always", None)
+    assert (ungated.spec.profile, ungated.spec.sensors) == ("always", ())
+
+
+def test_without_gates_all_edits_of_several_are_on(guard: Callable[..., GuardSpec]) -> None:
+    arms = [{"name": "a", "guard": "fitted", "ungated": True}]
+    section = EvaluateSection.model_validate(
+        {"tokens": 12, "limit": 1, "attacks": ["text"], "benign": ["text"], "arms": arms}
+    )
+    fitted = guard("sequence", "add", later=(Site(1, "residual"),), edits=(1, 2))
+    _, ungated = arms_of(section, fitted, {}, None)
+    assert ungated.spec is not None
+    assert [edit.gate for edit in ungated.spec.edits] == [0, 0]
+
+
+def test_a_rival_stands_behind_the_first_gate(guard: Callable[..., GuardSpec]) -> None:
+    fitted = guard("sequence", "add", later=(Site(1, "residual"),), edits=(1, 2))
+    edits = guard("sequence", "steer", edits=(2,)).edits
+    spec = behind_first_gate(fitted, Candidate("rival", "a method", edits))
+    assert spec.sensors == fitted.sensors[:1]
+    assert (spec.method, spec.edits, spec.profile) == ("a method", edits, "sequence")
 
 
 def test_a_guard_does_not_stand_on_changed_weights(guard: Callable[..., GuardSpec]) -> None:

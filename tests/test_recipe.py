@@ -144,6 +144,25 @@ def test_a_sensor_at_or_behind_the_first_edit_is_refused(tmp_path: Path) -> None
         load_recipe(path)
 
 
+EACH = '[[fit.candidates]]\nedit = "add"\nstrengths = [1.0]\ngates = "each"\nlayers = '
+
+
+def test_a_layer_with_a_gate_of_its_own_may_lie_before_the_sensor_s_last(tmp_path: Path) -> None:
+    path, text = tmp_path / "recipe.toml", TINY.read_text(encoding="utf-8")
+    path.write_text(f"{text}\n{EACH}[1, 4]\n", encoding="utf-8")
+    assert load_recipe(path).fit.candidates[-1].gates == "each"
+    path.write_text(f"{text}\n{EACH}[0, 4]\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="layer 0 has no gate of its own"):
+        load_recipe(path)
+    start, stop = text.index("[fit.sensor]"), text.index("[[fit.candidates]]")
+    ungated = (text[:start] + text[stop:]).replace('profile = "sequence"', 'profile = "always"')
+    path.write_text(ungated, encoding="utf-8")
+    load_recipe(path)
+    path.write_text(f"{ungated}\n{EACH}[4]\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="needs a sensor section"):
+        load_recipe(path)
+
+
 def test_a_layer_beyond_the_model(tmp_path: Path) -> None:
     recipe = load_recipe(TINY)
     require_layers(recipe, 6, TINY)

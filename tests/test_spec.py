@@ -147,7 +147,7 @@ def test_readings_out_of_order_or_of_three_columns_are_refused() -> None:
 @pytest.mark.parametrize("profile", ["token", "sequence"])
 def test_a_pooling_sensor_needs_a_latch(guard: Build, profile: str) -> None:
     if profile == "sequence":
-        assert guard(profile, pools=True).sensor.pools  # type: ignore[union-attr]
+        assert guard(profile, pools=True).pools
         return
     with pytest.raises(MalformedError, match="pooling"):
         guard(profile, pools=True)
@@ -203,15 +203,22 @@ def test_a_model_identity_is_refused(values: tuple[Any, ...]) -> None:
         ModelIdentity(*values)
 
 
-def edit(layer: int, width: int = 4) -> Edit:
-    return Edit(Site(layer, "ffn_output"), "steer", (), zeros(width))
+def edit(layer: int, width: int = 4, gate: int = 0) -> Edit:
+    return Edit(Site(layer, "ffn_output"), "steer", (), zeros(width), gate=gate)
 
 
 def sensor(site: Site, width: int = 4) -> Sensor:
     return linear_sensor(site, unit(width), zeros(width), 0.0)
 
 
+def pooling(one: Sensor) -> Sensor:
+    (reading,) = one.readings
+    both = replace(reading, directions=np.repeat(reading.directions, 2, axis=1))
+    return Sensor((both,), one.thresholds * 2)
+
+
 SENSOR = sensor(Site(0, "residual"))
+TWO, BOTH = (SENSOR, sensor(Site(1, "residual"))), (edit(1), edit(2, gate=1))
 
 
 @pytest.mark.parametrize(
@@ -219,18 +226,26 @@ SENSOR = sensor(Site(0, "residual"))
     [
         ({"profile": "batch"}, "profile"),
         ({"edits": ()}, "no edits"),
-        ({"sensor": None}, "without a sensor"),
+        ({"sensors": ()}, "without a sensor"),
         ({"profile": "always"}, "with a sensor"),
         ({"edits": (Edit(FFN, "replace", (branch(),)),)}, "profile sequence"),
         ({"edits": (edit(2), edit(1))}, "layer order"),
         ({"edits": (edit(1), edit(1))}, "layer order"),
         ({"edits": (edit(3),)}, "layers 0 to 2"),
         ({"edits": (edit(-1),)}, "layers 0 to 2"),
-        ({"sensor": sensor(Site(3, "residual")), "edits": (edit(2),)}, "layers 0 to 2"),
-        ({"sensor": sensor(Site(1, "residual"))}, "at or before"),
-        ({"sensor": sensor(Site(2, "ffn_output"))}, "at or before"),
-        ({"sensor": sensor(Site(0, "residual"), 5)}, "width"),
+        ({"sensors": (sensor(Site(3, "residual")),), "edits": (edit(2),)}, "layers 0 to 2"),
+        ({"sensors": (sensor(Site(1, "residual")),)}, "at or before"),
+        ({"sensors": (sensor(Site(2, "ffn_output")),)}, "at or before"),
+        ({"sensors": (sensor(Site(0, "residual"), 5),)}, "width"),
         ({"edits": (edit(1, 5),)}, "width"),
+        ({"edits": (edit(1, gate=1),)}, "gates"),
+        ({"sensors": TWO}, "gates"),
+        ({"sensors": TWO, "edits": (edit(1, gate=1), edit(2))}, "at or before"),
+        ({"sensors": TWO[::-1], "edits": BOTH}, "one after the other"),
+        ({"sensors": (SENSOR, SENSOR), "edits": BOTH}, "one after the other"),
+        ({"sensors": (SENSOR,) * 33}, "at most 32"),
+        ({"sensors": (SENSOR, pooling(TWO[1])), "edits": BOTH, "profile": "sequence"}, "first"),
+        ({"profile": "always", "sensors": (), "edits": (edit(1, gate=1),)}, "gates"),
         ({"model": ModelIdentity("llava", 3, 5, "0")}, "width"),
         ({"method": None}, "method"),
         ({"provenance": {"a": np.float32(1)}}, "JSON"),
@@ -241,16 +256,33 @@ SENSOR = sensor(Site(0, "residual"))
 def test_a_guard_is_refused(changes: dict[str, Any], says: str) -> None:
     good: dict[str, Any] = {
         "model": ModelIdentity("llava", 3, 4, "0"), "method": "test", "profile": "token",
-        "sensor": SENSOR, "edits": (edit(1),), "provenance": {},
+        "sensors": (SENSOR,), "edits": (edit(1),), "provenance": {},
     }  # fmt: skip
     GuardSpec(**good)
     with pytest.raises(MalformedError, match=says):
         GuardSpec(**{**good, **changes})
 
 
+@pytest.mark.parametrize("gate", [-1, True, 0.0])
+def test_a_gate_is_a_number_of_a_sensor(gate: Any) -> None:
+    with pytest.raises(MalformedError, match="number of a sensor"):
+        edit(1, gate=gate)
+
+
+def test_a_gate_may_open_several_edits_and_read_behind_another_s() -> None:
+    model = ModelIdentity("llava", 4, 4, "0")
+    edits = (*BOTH, edit(3))
+    spec = GuardSpec(model, "test", "sequence", TWO, edits)
+    assert list(tensors(spec))[:3:2] == [
+        "sensor.0.layers.0.residual.directions", "sensor.1.layers.1.residual.directions",
+    ]  # fmt: skip
+    other = replace(spec, edits=(*BOTH, edit(3, gate=1)))
+    assert other.digest != spec.digest
+
+
 def test_a_sensor_may_read_the_very_tensor_that_is_edited() -> None:
     model = ModelIdentity("llava", 3, 4, "0")
-    GuardSpec(model, "test", "token", sensor(FFN), (edit(1),))
+    GuardSpec(model, "test", "token", (sensor(FFN),), (edit(1),))
 
 
 # ---- arrays
@@ -292,18 +324,22 @@ def with_reading(old: Sensor, site: Site) -> Sensor:
     return replace(old, readings=(*old.readings, replace(old.readings[0], site=site)))
 
 
+def sensed_by(spec: GuardSpec, *sensors: Sensor) -> GuardSpec:
+    return replace(spec, sensors=sensors)
+
+
 def variants(spec: GuardSpec) -> dict[str, GuardSpec]:
     """The spec with each of its fields changed once."""
     first = spec.edits[0]
-    assert spec.sensor is not None
+    (sensor,) = spec.sensors
     out = {
         "method": replace(spec, method="other"),
         "profile": replace(spec, profile="token"),
         "provenance": replace(spec, provenance={"n": 4}),
-        "threshold": replace(spec, sensor=replace(spec.sensor, thresholds=(0.2,))),
-        "sensor site": replace(spec, sensor=moved(spec.sensor, Site(1, "residual"))),
-        "sensor boundary": replace(spec, sensor=moved(spec.sensor, Site(0, "ffn_output"))),
-        "two readings": replace(spec, sensor=with_reading(spec.sensor, Site(1, "residual"))),
+        "threshold": sensed_by(spec, replace(sensor, thresholds=(0.2,))),
+        "sensor site": sensed_by(spec, moved(sensor, Site(1, "residual"))),
+        "sensor boundary": sensed_by(spec, moved(sensor, Site(0, "ffn_output"))),
+        "two readings": sensed_by(spec, with_reading(sensor, Site(1, "residual"))),
         "edit site": replace(spec, edits=(replace(first, site=Site(1, "ffn_output")),)),
         "one edit more": replace(spec, edits=(replace(first, site=Site(1, "ffn_output")), first)),
     }

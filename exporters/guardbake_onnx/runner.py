@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from guardbake_onnx.grid import vision_inputs
 Array = npt.NDArray[Any]
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_GUARD_OUTPUTS = ("guard_score", "guard_open")
+_GUARD_OUTPUT = re.compile(r"guard_(?:score|open)(?:_\d+)?")  # with a number of several gates
 _TEXT, _HEARD = "guard_text_", "guard_heard_"
 
 
@@ -251,10 +252,10 @@ class _Decoding:
             step_logits=steps[:, : tokens.shape[1]],
             lengths=first_end(tokens, ends),
             valid=self._valid,
-            guard_score=seen.get("guard_score"),
-            guard_open=seen.get("guard_open"),
+            guard_score=_of_gates(seen, "guard_score"),
+            guard_open=_of_gates(seen, "guard_open"),
             guard_state=self._state.get("guard_state"),
-            taps={name: value for name, value in seen.items() if name not in _GUARD_OUTPUTS},
+            taps={name: value for name, value in seen.items() if not _GUARD_OUTPUT.fullmatch(name)},
         )
 
     def _keep(self, name: str, value: Array, tokens: int) -> None:
@@ -266,6 +267,13 @@ class _Decoding:
                 remedy="tap a value that has one entry for each token",
             )
         self._seen.setdefault(name, []).append(value)
+
+
+def _of_gates(seen: dict[str, Array], name: str) -> Array | None:
+    """What every gate said under `name`, [B, T, G], or None without a gate."""
+    own = [key for key in seen if _GUARD_OUTPUT.fullmatch(key) and key.startswith(name)]
+    ordered = sorted(own, key=lambda key: (len(key), key))
+    return np.stack([seen[key] for key in ordered], axis=-1) if ordered else None
 
 
 def _all_ended(chosen: list[Array], ends: frozenset[int]) -> bool:

@@ -85,9 +85,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "",
         figures["behaviour"]["markdown"].rstrip(),
         "",
-        "## Sensor and sign test",
+        "## Sensors and sign test",
         "",
-        *_sensor(figures["fit"]),
+        *_sensors(figures["fit"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -105,10 +105,9 @@ def _numbers(values: Mapping[str, float]) -> str:
     return ", ".join(f"{key} {value:.3g}" for key, value in values.items()) or "no gate"
 
 
-def _sensor(fit: Mapping[str, Any]) -> list[str]:
+def _sensors(fit: Mapping[str, Any]) -> list[str]:
     lines = []
-    sensor = fit["sensor"]
-    if sensor is not None:
+    for sensor in fit["sensors"]:
         lines += [
             f"Sensor at {', '.join(sensor['sites'])}, the image tokens' mean weighted "
             f"{sensor['pooling']:g}, thresholds (harmless standard deviations) "

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake.plugins import Trace
+from guardbake.semantics import OPEN, own_state
 
 Array = npt.NDArray[Any]
 TOLD_APART = (
@@ -80,7 +81,8 @@ class Pair:
 class ParityReport:
     """All comparisons; flips_in_band: gate decisions that differed where the band allows it.
 
-    margins: |score| of the reference at deciding tokens: smallest, 5 % and median.
+    decisions: gates times rows, less the gates of a row behind its first flip, which saw another
+    stream. margins: |score| of the reference at deciding tokens: smallest, 5 % and median.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -106,7 +108,7 @@ class ParityReport:
 
 
 def compare(pairs: Sequence[Pair], budgets: Budgets, gated: bool) -> ParityReport:
-    """Every quantity over every pair. gated: the guard has a sensor, so there are decisions."""
+    """Every quantity over every pair. gated: the guard has sensors, so there are decisions."""
     flips = [_flips(pair, budgets.margin_band.limit) for pair in pairs] if gated else []
     same = [f.same for f in flips] if gated else [_all_rows(p) for p in pairs]
     comparisons = [
@@ -117,7 +119,7 @@ def compare(pairs: Sequence[Pair], budgets: Budgets, gated: bool) -> ParityRepor
     ]
     if gated:
         comparisons += [
-            _largest("guard score", budgets.score, _scores(pairs)),
+            _largest("guard score", budgets.score, _scores(pairs, flips)),
             _count("gate decisions outside the band", flips, sum(f.outside for f in flips)),
             _count("guard_open unlike guard_state", flips, sum(f.incoherent for f in flips)),
         ]
@@ -133,7 +135,8 @@ def compare(pairs: Sequence[Pair], budgets: Budgets, gated: bool) -> ParityRepor
 
 @dataclass(frozen=True, eq=False)
 class _Flips:
-    same: Array  # [B] bool: rows whose gate decided alike
+    same: Array  # [B] bool: rows whose gates all decided alike
+    judged: Array  # [B, G] bool: gates up to and with a row's first flip: they saw the same stream
     inside: int
     outside: int
     incoherent: int
@@ -155,26 +158,41 @@ def _all_rows(pair: Pair) -> Array:
 
 
 def _flips(pair: Pair, band: float) -> _Flips:
-    """Compare gate decisions token by token; a row counts once, at its first flip."""
+    """Compare each gate's decisions token by token; a row counts once, at its first flip."""
     ref, got = pair.reference, pair.forced
     assert ref.guard_open is not None
     assert ref.guard_score is not None
     seen = _token_mask(ref)
-    margin = np.where(_deciding(ref, seen), np.abs(ref.guard_score), np.inf).min(axis=1)
-    if got.guard_open is None or got.guard_score is None:
-        rows = len(ref.tokens)
-        return _Flips(np.zeros(rows, bool), 0, rows, rows, rows, margin)
-    differs = (ref.guard_open != got.guard_open) & seen
-    same = ~differs.any(axis=1)
-    inside = ~same & (margin <= band)
-    incoherent = 0
-    if ref.guard_state is not None:
-        opened = (got.guard_open & seen).any(axis=1)
-        said = got.guard_state == 2 if got.guard_state is not None else ~opened
-        incoherent = int((opened != said).sum())
+    deciding = _deciding(ref, seen)[..., None]
+    margin = np.where(deciding, np.abs(ref.guard_score), np.inf).min(axis=1)
+    if got.guard_open is None or got.guard_open.shape != ref.guard_open.shape:
+        none = np.zeros(len(margin), bool)
+        every = np.ones(margin.shape, bool)
+        return _Flips(none, every, 0, every.size, every.size, every.size, margin)
+    differs = ((ref.guard_open != got.guard_open) & seen[..., None]).any(axis=1)
+    judged = np.cumsum(differs, axis=1) - differs == 0
+    flipped = differs & judged
+    inside = flipped & (margin <= band)
     return _Flips(
-        same, int(inside.sum()), int((~same & ~inside).sum()), incoherent, len(same), margin
+        ~differs.any(axis=1),
+        judged,
+        int(inside.sum()),
+        int((flipped & ~inside).sum()),
+        0 if ref.guard_state is None else _incoherent(got, seen),
+        int(judged.sum()),
+        margin,
     )
+
+
+def _incoherent(trace: Trace, seen: Array) -> int:
+    """Gates whose own answers and whose bit of the latched state do not say the same."""
+    assert trace.guard_open is not None
+    opened = (trace.guard_open & seen[..., None]).any(axis=1)
+    if trace.guard_state is None:
+        return int(opened.size)
+    gates = range(opened.shape[1])
+    said = [own_state(trace.guard_state, gate) == OPEN for gate in gates]
+    return int((opened != np.stack(said, axis=1)).sum())
 
 
 def _deciding(trace: Trace, seen: Array) -> Array:
@@ -199,12 +217,15 @@ def _decode_logits(pairs: Sequence[Pair], same: Sequence[Array]) -> Iterable[Dif
         yield pair.name, mask, _gap(pair.reference.step_logits, pair.forced.step_logits)
 
 
-def _scores(pairs: Sequence[Pair]) -> Iterable[Difference]:
-    for pair in pairs:
+def _scores(pairs: Sequence[Pair], flips: Sequence[_Flips]) -> Iterable[Difference]:
+    """Gate by gate, where both saw the same stream."""
+    for pair, flip in zip(pairs, flips, strict=True):
         ref, got = pair.reference.guard_score, pair.forced.guard_score
         assert ref is not None
         gap = np.full(ref.shape, np.inf) if got is None else _gap(ref[..., None], got[..., None])
-        yield pair.name, _token_mask(pair.reference), gap
+        for gate, rows in enumerate(flip.judged.T):
+            mask = _token_mask(pair.reference) & rows[:, None]
+            yield f"{pair.name}, gate {gate}", mask, gap[..., gate]
 
 
 def _tap_comparisons(
@@ -290,6 +311,6 @@ def _told_apart(pairs: Sequence[Pair], budgets: Budgets) -> Comparison:
 def _margins(flips: Sequence[_Flips]) -> dict[str, float]:
     if not flips:
         return {}
-    margins = np.concatenate([f.margins for f in flips])
+    margins = np.concatenate([f.margins.ravel() for f in flips])
     names = {"smallest": 0.0, "5 %": 0.05, "median": 0.5}
     return {name: float(np.quantile(margins, share)) for name, share in names.items()}

@@ -44,7 +44,7 @@ class Arm:
                 where=f"arm {self.name!r}",
                 remedy="make two arms of it",
             )
-        if self.canned is not None and (self.spec is None or self.spec.sensor is None):
+        if self.canned is not None and (self.spec is None or not self.spec.sensors):
             raise UsageError(
                 found="a canned answer without a gate",
                 expected="a guard with a sensor",

@@ -19,13 +19,15 @@ _NAMES = {"steer": "mean-difference push", "astra": "ASTRA", "spo": "SPO-VLM"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """edits: one a site, in layer order. name: unique among the candidates of a recipe.
-    evidence[site]: what the fit says of itself there, JSON values; CARE and ASTRA have any."""
+    """edits: one a site, in layer order, all of gate 0. name: unique among the candidates of a
+    recipe. evidence[site]: what the fit says of itself there, JSON values; CARE and ASTRA have any.
+    own_gates: whether each edit is to have a gate of its own."""
 
     name: str
     method: str
     edits: tuple[Edit, ...]
     evidence: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    own_gates: bool = False
 
 
 def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> Iterator[Candidate]:
@@ -50,7 +52,8 @@ def candidates(sections: Sequence[CandidateSection], contrasts: Contrasts) -> It
                     )
                 seen.add(name)
                 scaled = tuple(_at_strength(edit, strength) for edit, _ in fits)
-                yield Candidate(name, _method(section), scaled, evidence)
+                own_gates = section.gates == "each"
+                yield Candidate(name, _method(section), scaled, evidence, own_gates)
 
 
 def _fit(
@@ -87,6 +90,7 @@ def _name(section: CandidateSection, layers: Sequence[int], strength: float) -> 
     if section.edit in ("remove", "care") and strength > 1:
         name += " (reflects)"
     options = {
+        "gates": section.gates,
         "rank": str(section.rank),
         "ridge": str(section.ridge),
         "branches": " ".join(section.branches),

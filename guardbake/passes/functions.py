@@ -22,7 +22,7 @@ from guardbake.semantics import (
     TOKENS,
     UNDECIDED,
 )
-from guardbake.spec import Reading, Sensor
+from guardbake.spec import GuardSpec, Reading, Sensor
 
 DOMAIN = "guardbake"
 MIN_OPSET = 18  # from here on every reduction takes its axes as an input
@@ -172,14 +172,31 @@ def token_gate_function(name: str, opset: int) -> ir.Function:
     return op.function(name, {"open": op("And", [_score_opens(op), real])}, opset)
 
 
-def sequence_gate_function(name: str, remembers: bool, opset: int) -> ir.Function:
+def gate_function(spec: GuardSpec, gate: int, opset: int) -> ir.Function:
+    """The function of one of the spec's gates, under its name in the graph."""
+    tag = f"{gate}_{spec.digest[:12]}"
+    if spec.profile == "token":
+        return token_gate_function(f"GuardbakeTokenGate_{tag}", opset)
+    name, gates = f"GuardbakeSequenceGate_{tag}", len(spec.sensors)
+    return sequence_gate_function(name, gate, gates, spec.pools, opset)
+
+
+def sequence_gate_function(
+    name: str, gate: int, gates: int, remembers: bool, opset: int
+) -> ir.Function:
     """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64.
 
-    remembers: one more input, forgotten [B,1] bool, where the sensor's memory is not of this call.
+    gate: which one of how many gates. state is the call's; state_out holds the verdicts of gates 0
+    to `gate`, for which all but the first take one more input, before [B], the state_out of the
+    gate before. remembers: one more input, forgotten [B,1] bool, where the first sensor's memory
+    is not of this call.
     """
-    op = Body(["score", "attention_mask", "state", *(["forgotten"] if remembers else [])])
+    more = [*(["before"] if gate else []), *(["forgotten"] if remembers else [])]
+    op = Body(["score", "attention_mask", "state", *more])
     rank, real, total = _real_tokens(op, op.inputs["score"])
     given = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
+    if gates > 1:
+        given = _own_state(op, given, gate)
     here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.INT64}), op.ints(1)])
     past_end = op("GreaterOrEqual", [op("Sub", [total, here]), op("Neg", [given])])
     missed = op("And", [op("Less", [given, op.ints(UNDECIDED)]), past_end])
@@ -199,4 +216,17 @@ def sequence_gate_function(name: str, remembers: bool, opset: int) -> ir.Functio
     opened = op("Equal", [state_out, op.ints(OPEN)])
     open_ = op("And", [op("And", [real, from_end]), opened])
     flat = op("Squeeze", [state_out, op.ints(1)])
+    if gate:
+        opens = op("Mul", [op("Sub", [flat, op.ints(CLOSED)]), op.ints(2**gate)])
+        joined = op("Add", [op.inputs["before"], opens])
+        flat = op("Where", [op("LessOrEqual", [flat, op.ints(UNDECIDED)]), flat, joined])
     return op.function(name, {"open": open_, "state_out": flat}, opset)
+
+
+def _own_state(op: Body, state: ir.Value, gate: int) -> ir.Value:
+    """[B,1]: one gate's bit of a decided state. Div of int64 truncates; undecided is left alone."""
+    two = op.ints(2)
+    upper = op("Div", [op("Sub", [state, op.ints(CLOSED)]), op.ints(2**gate)])
+    bit = op("Sub", [upper, op("Mul", [op("Div", [upper, two]), two])])
+    undecided = op("LessOrEqual", [state, op.ints(UNDECIDED)])
+    return op("Where", [undecided, state, op("Add", [bit, op.ints(CLOSED)])])

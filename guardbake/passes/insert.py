@@ -1,16 +1,17 @@
 """Insert a guard into a decoder graph: one visible model-local function a site.
 
 Requires: located sites with known dtype, an `attention_mask` input for gated profiles, and a graph
-that carries no guard yet. Leaves: the same graph with the sensor, the gate and one edit a site; a
-`sequence` guard adds the input `guard_state` [B] int64 and the output `guard_state_out`; gated
-profiles add the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool. A `replace` edit
-adds the input `guard_text_<layer>` [B, k] float32 and the output `guard_heard_<layer>` [B, k]: feed
-the prompt without its images and `guard_state` closed, and what is heard is the prompt's text.
+that carries no guard yet. Leaves: the same graph with the sensors, a gate each, and one edit a
+site; a `sequence` guard adds the input `guard_state` [B] int64 and the output `guard_state_out`;
+gated profiles add the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool, of several
+gates one each: `guard_score_0`, `guard_score_1` and so on. A `replace` edit adds the input
+`guard_text_<layer>` [B, k] float32 and the output `guard_heard_<layer>` [B, k]: feed the prompt
+without its images and `guard_state` closed, and what is heard is the prompt's text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,12 @@ from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.functions import (
     DOMAIN,
     MIN_OPSET,
+    gate_function,
     pooling_sensor_function,
     reading_function,
     reading_inputs,
     sensor_function,
     sensor_inputs,
-    sequence_gate_function,
-    token_gate_function,
 )
 from guardbake.passes.locate import Found, locate
 from guardbake.site import Site
@@ -64,25 +64,20 @@ class InsertGuard:
     def __call__(self, model: ir.Model) -> InsertReport:
         refuse_guarded(model)
         spec, graph = self.spec, model.graph
-        sites = {edit.site for edit in spec.edits} | set(spec.sensor.sites if spec.sensor else ())
+        sites = {edit.site for edit in spec.edits}
+        sites |= {site for sensor in spec.sensors for site in sensor.sites}
         found = locate(graph, sorted(sites, key=lambda site: site.depth))
         opset = self._opset(model)
         for edit in spec.edits:
             self._refuse_untyped(found[edit.site])
         # nothing is changed before this line: a refused graph stays as it was
-        mask = self._mask(graph) if spec.sensor is not None else None
+        mask = self._mask(graph) if spec.sensors else None
         nodes: list[ir.Node] = []
-        open_ = None
-        if spec.sensor is not None and mask is not None:
-            readings = [
-                self._reading(model, found[reading.site].value, reading, opset)
-                for reading in spec.sensor.readings
-            ]
-            score_node = self._sensor(model, readings, spec.sensor, mask, opset)
-            gate_node = self._gate(model, score_node, mask, opset)
-            nodes += [*readings, score_node, gate_node]
-            open_ = gate_node.outputs[0]
+        opens: list[ir.Value] = []
+        if mask is not None:
+            nodes, opens = self._gates(model, found, mask, opset)
         for edit in spec.edits:
+            open_ = opens[edit.gate] if opens else None
             nodes.append(self._edit(model, found[edit.site].value, edit, open_, mask, opset))
         model.opset_imports[DOMAIN] = 1
         model.metadata_props[DIGEST_KEY] = spec.digest
@@ -119,11 +114,41 @@ class InsertGuard:
             )
         return mask
 
-    def _reading(self, model: ir.Model, x: ir.Value, reading: Reading, opset: int) -> ir.Node:
+    def _gates(
+        self, model: ir.Model, found: Mapping[Site, Found], mask: ir.Value, opset: int
+    ) -> tuple[list[ir.Node], list[ir.Value]]:
+        """Every sensor and its gate, in order: their nodes, and what each gate opens by."""
+        state = None
+        if self.spec.profile == "sequence":
+            state = ir.val(STATE_IN, ir.DataType.INT64, _sizes(mask)[:1])
+            model.graph.inputs.append(state)
+        nodes: list[ir.Node] = []
+        opens: list[ir.Value] = []
+        before: list[ir.Value] = []  # the verdicts of the gates so far
+        forgotten: list[ir.Value] = []
+        for gate, sensor in enumerate(self.spec.sensors):
+            readings = [
+                self._reading(model, found[reading.site].value, gate, reading, opset)
+                for reading in sensor.readings
+            ]
+            score_node = self._sensor(model, readings, gate, sensor, mask, opset)
+            forgotten += score_node.outputs[2:]
+            told = [mask] if state is None else [mask, state, *before, *forgotten]
+            gate_node = self._gate(model, score_node, gate, told, opset)
+            nodes += [*readings, score_node, gate_node]
+            opens.append(gate_node.outputs[0])
+            before = list(gate_node.outputs[1:])
+        for value in before:
+            _expose(model, value, STATE_OUT)
+        return nodes, opens
+
+    def _reading(
+        self, model: ir.Model, x: ir.Value, gate: int, reading: Reading, opset: int
+    ) -> ir.Node:
         name = f"GuardbakeReading_L{reading.site.layer}_{self.tag}"
-        base = f"guardbake/{reading.site}/{self.tag}"
+        base = f"guardbake/{reading.site}/{self.tag}/reading.{gate}"
         inputs = [x, *self._register(model, base, reading_inputs(reading))]
-        node = self._call(model, reading_function(name, opset), inputs, f"{base}/reading")
+        node = self._call(model, reading_function(name, opset), inputs, base)
         node.metadata_props[SITE_KEY] = str(reading.site)
         columns = reading.directions.shape[1]
         _describe(node.outputs[0], ir.DataType.FLOAT, [*_sizes(x), columns])
@@ -134,12 +159,13 @@ class InsertGuard:
         self,
         model: ir.Model,
         readings: Sequence[ir.Node],
+        gate: int,
         sensor: Sensor,
         mask: ir.Value,
         opset: int,
     ) -> ir.Node:
         """After the last reading: the score and, of a pooling sensor, its memory."""
-        base, name = f"guardbake/sensor/{self.tag}", f"GuardbakeSensor_{self.tag}"
+        base, name = f"guardbake/sensor.{gate}/{self.tag}", f"GuardbakeSensor_{gate}_{self.tag}"
         features = [node.outputs[0] for node in readings]
         inputs = [*features, *self._register(model, base, sensor_inputs(sensor))]
         count = len(readings)
@@ -157,28 +183,26 @@ class InsertGuard:
             node = self._call(model, sensor_function(name, count, opset), inputs, base)
         _describe(node.outputs[0], ir.DataType.FLOAT, _sizes(features[0]))
         model.graph.insert_after(readings[-1], node)
-        _expose(model, node.outputs[0], SCORE_OUT)
+        _expose(model, node.outputs[0], gate_output(SCORE_OUT, gate, self.spec))
         return node
 
-    def _gate(self, model: ir.Model, score_node: ir.Node, mask: ir.Value, opset: int) -> ir.Node:
-        graph, score = model.graph, score_node.outputs[0]
-        base = f"guardbake/gate/{self.tag}"
-        if self.spec.profile == "sequence":
-            batch = _sizes(mask)[0]
-            state = ir.val(STATE_IN, ir.DataType.INT64, [batch])
-            graph.inputs.append(state)
-            forgotten = list(score_node.outputs[2:])
-            name = f"GuardbakeSequenceGate_{self.tag}"
-            function = sequence_gate_function(name, bool(forgotten), opset)
-            node = self._call(model, function, [score, mask, state, *forgotten], base)
-            _describe(node.outputs[1], ir.DataType.INT64, [batch])
-            _expose(model, node.outputs[1], STATE_OUT)
-        else:
-            function = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
-            node = self._call(model, function, [score, mask], base)
+    def _gate(
+        self,
+        model: ir.Model,
+        score_node: ir.Node,
+        gate: int,
+        told: Sequence[ir.Value],
+        opset: int,
+    ) -> ir.Node:
+        """told: what the gate's function takes besides the score."""
+        score = score_node.outputs[0]
+        function = gate_function(self.spec, gate, opset)
+        node = self._call(model, function, [score, *told], f"guardbake/gate.{gate}/{self.tag}")
+        for state_out in node.outputs[1:]:
+            _describe(state_out, ir.DataType.INT64, _sizes(told[0])[:1])
         _describe(node.outputs[0], ir.DataType.BOOL, _sizes(score))
-        graph.insert_after(score_node, node)
-        _expose(model, node.outputs[0], OPEN_OUT)
+        model.graph.insert_after(score_node, node)
+        _expose(model, node.outputs[0], gate_output(OPEN_OUT, gate, self.spec))
         return node
 
     def _edit(
@@ -266,6 +290,11 @@ def _producer(value: ir.Value) -> ir.Node:
             remedy="check that the graph is the model's decoder",
         )
     return node
+
+
+def gate_output(name: str, gate: int, spec: GuardSpec) -> str:
+    """What a gate's score or open value is called outside: with its number if there are several."""
+    return name if len(spec.sensors) == 1 else f"{name}_{gate}"
 
 
 def text_input(site: Site) -> str:

@@ -1,6 +1,6 @@
 """Find a site's value in a decoder graph: exactly one match, or an error with the near misses.
 
-Requires: an ONNX graph of one decoder. Leaves: the graph as it was.
+Requires: an ONNX graph of one decoder, guarded or not. Leaves: the graph as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal, NoReturn
 import onnx_ir as ir
 
 from guardbake.errors import MalformedError, SiteError
+from guardbake.passes.functions import DOMAIN
 from guardbake.site import Site
 
 How = Literal["our name", "known name", "torch scope"]
@@ -121,8 +122,10 @@ def _in_scope(node: ir.Node, suffix: str) -> bool:
 
 
 def _residual(site: Site, ffn_output: ir.Value) -> ir.Value:
-    """The hidden state after the residual add that consumes the FFN output."""
-    users = [use.node for use in ffn_output.uses()]
+    """The hidden state after the residual add that consumes the FFN output, edited or not."""
+    guard = [use.node for use in ffn_output.uses() if use.node.domain == DOMAIN]
+    values = [ffn_output, *(node.outputs[0] for node in guard)]
+    users = [use.node for v in values for use in v.uses() if use.node.domain != DOMAIN]
     if len(users) != 1:
         _refuse(site, f"{len(users)} readers of the FFN output {ffn_output.name}")
     user = users[0]

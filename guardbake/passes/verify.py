@@ -16,13 +16,12 @@ from guardbake.errors import IntegrityError, SiteError
 from guardbake.passes.edits import edit_function, edit_inputs
 from guardbake.passes.functions import (
     DOMAIN,
+    gate_function,
     pooling_sensor_function,
     reading_function,
     reading_inputs,
     sensor_function,
     sensor_inputs,
-    sequence_gate_function,
-    token_gate_function,
 )
 from guardbake.passes.insert import (
     DIGEST_KEY,
@@ -34,12 +33,13 @@ from guardbake.passes.insert import (
     SCORE_OUT,
     STATE_IN,
     STATE_OUT,
+    gate_output,
     heard_output,
     text_input,
 )
 from guardbake.passes.locate import locate
 from guardbake.site import Site
-from guardbake.spec import Edit, GuardSpec
+from guardbake.spec import Edit, GuardSpec, Sensor
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class VerifyGuard:
         if sorted(names) != sorted(expected):
             self._refuse(f"guard nodes {sorted(names)}", f"guard nodes {sorted(expected)}")
         calls = dict(zip(names, nodes, strict=True))
-        opens = self._check_gate(model, calls, opset) if spec.sensor is not None else None
+        opens = self._check_gates(model, calls, opset)
         for edit in spec.edits:
-            self._check_edit(model, calls, edit, opens, opset)
+            self._check_edit(model, calls, edit, opens[edit.gate] if opens else None, opset)
         return PresenceReport(tuple(expected))
 
     def _refuse(self, found: str, expected: str, cause: SiteError | None = None) -> NoReturn:
@@ -94,44 +94,47 @@ class VerifyGuard:
             self._refuse(error.found, error.expected, cause=error)
 
     def _expected_nodes(self) -> Iterator[str]:
-        if self.spec.sensor is not None:
-            for site in self.spec.sensor.sites:
-                yield f"guardbake/{site}/{self.tag}/reading"
-            yield f"guardbake/sensor/{self.tag}"
-            yield f"guardbake/gate/{self.tag}"
+        for gate, sensor in enumerate(self.spec.sensors):
+            for site in sensor.sites:
+                yield f"guardbake/{site}/{self.tag}/reading.{gate}"
+            yield f"guardbake/sensor.{gate}/{self.tag}"
+            yield f"guardbake/gate.{gate}/{self.tag}"
         for edit in self.spec.edits:
             yield f"guardbake/{edit.site}/{self.tag}/edit"
 
-    def _check_gate(self, model: ir.Model, calls: dict[str, ir.Node], opset: int) -> ir.Value:
-        """Sensor and gate are as the law says; returns the gate's open value."""
-        readings = self._check_readings(model, calls, opset)
-        sensor_node = self._check_sensor(model, calls[f"guardbake/sensor/{self.tag}"], readings)
-        score, *more = sensor_node.outputs
-        gate = calls[f"guardbake/gate/{self.tag}"]
-        if self.spec.profile == "sequence":
-            body = sequence_gate_function(f"GuardbakeSequenceGate_{self.tag}", bool(more), opset)
-            fed = ["attention_mask", STATE_IN]
-        else:
-            body = token_gate_function(f"GuardbakeTokenGate_{self.tag}", opset)
-            fed = ["attention_mask"]
-        self._check_body(model, gate, body)
-        self._check_inputs(gate, [score], fed, more[1:])
-        exposed = {SCORE_OUT: score, OPEN_OUT: gate.outputs[0]}
-        exposed |= {MEMORY_OUT: more[0]} if more else {}
-        exposed |= {STATE_OUT: gate.outputs[1]} if len(gate.outputs) > 1 else {}
-        for name, value in exposed.items():
-            self._check_output(model, value, name)
-        return gate.outputs[0]
-
-    def _check_readings(
+    def _check_gates(
         self, model: ir.Model, calls: dict[str, ir.Node], opset: int
     ) -> list[ir.Value]:
+        """Sensors and gates are as the law says; returns the gates' open values."""
+        opens: list[ir.Value] = []
+        before: list[ir.Value] = []
+        forgotten: list[ir.Value] = []
+        fed = ["attention_mask", *([STATE_IN] if self.spec.profile == "sequence" else [])]
+        for gate, sensor in enumerate(self.spec.sensors):
+            features = self._check_readings(model, calls, gate, sensor, opset)
+            score, *memory = self._check_sensor(model, calls, gate, sensor, features)
+            forgotten += memory[1:]
+            node = calls[f"guardbake/gate.{gate}/{self.tag}"]
+            self._check_body(model, node, gate_function(self.spec, gate, opset))
+            self._check_inputs(node, [score], fed, [*before, *forgotten])
+            self._check_output(model, score, gate_output(SCORE_OUT, gate, self.spec))
+            self._check_output(model, node.outputs[0], gate_output(OPEN_OUT, gate, self.spec))
+            for value in memory[:1]:
+                self._check_output(model, value, MEMORY_OUT)
+            opens.append(node.outputs[0])
+            before = list(node.outputs[1:])
+        for value in before:
+            self._check_output(model, value, STATE_OUT)
+        return opens
+
+    def _check_readings(
+        self, model: ir.Model, calls: dict[str, ir.Node], gate: int, sensor: Sensor, opset: int
+    ) -> list[ir.Value]:
         """Each reading is as the law says and reads its site; returns their features."""
-        assert self.spec.sensor is not None
         features = []
-        for reading in self.spec.sensor.readings:
-            base = f"guardbake/{reading.site}/{self.tag}"
-            node = calls[f"{base}/reading"]
+        for reading in sensor.readings:
+            base = f"guardbake/{reading.site}/{self.tag}/reading.{gate}"
+            node = calls[base]
             function = reading_function(f"GuardbakeReading_L{reading.site.layer}_{self.tag}", opset)
             self._check_body(model, node, function)
             self._check_arrays(node, base, reading_inputs(reading), skip=1)
@@ -140,20 +143,25 @@ class VerifyGuard:
         return features
 
     def _check_sensor(
-        self, model: ir.Model, node: ir.Node, features: Sequence[ir.Value]
-    ) -> ir.Node:
-        sensor = self.spec.sensor
-        assert sensor is not None
+        self,
+        model: ir.Model,
+        calls: dict[str, ir.Node],
+        gate: int,
+        sensor: Sensor,
+        features: Sequence[ir.Value],
+    ) -> Sequence[ir.Value]:
+        """The sensor is as the law says; returns its outputs."""
+        base = f"guardbake/sensor.{gate}/{self.tag}"
+        node = calls[base]
         opset, count = model.opset_imports.get("", 0), len(features)
         make = pooling_sensor_function if sensor.pools else sensor_function
-        self._check_body(model, node, make(f"GuardbakeSensor_{self.tag}", count, opset))
+        self._check_body(model, node, make(f"GuardbakeSensor_{gate}_{self.tag}", count, opset))
         fed = ["attention_mask", IMAGES_IN, MEMORY_IN] if sensor.pools else []
-        base = f"guardbake/sensor/{self.tag}"
         arrays = sensor_inputs(sensor)
         self._check_arrays(node, base, arrays, skip=count, after=len(fed))
         own = list(node.inputs[count : count + len(arrays)])
         self._check_inputs(node, [*features, *[v for v in own if v is not None]], fed, [])
-        return node
+        return node.outputs
 
     def _check_inputs(
         self,
@@ -189,7 +197,7 @@ class VerifyGuard:
         model: ir.Model,
         calls: dict[str, ir.Node],
         edit: Edit,
-        opens: ir.Value | None,
+        open_: ir.Value | None,
         opset: int,
     ) -> None:
         base = f"guardbake/{edit.site}/{self.tag}"
@@ -198,12 +206,12 @@ class VerifyGuard:
         self._check_reads(node, 0, y)
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         dtype = y.dtype or ir.DataType.FLOAT
-        self._check_body(model, node, edit_function(name, edit, dtype, opens is not None, opset))
+        self._check_body(model, node, edit_function(name, edit, dtype, open_ is not None, opset))
         told = [text_input(edit.site), "attention_mask"] if edit.kind == "replace" else []
-        fixed = 1 if opens is None else 2
+        fixed = 1 if open_ is None else 2
         self._check_arrays(node, base, edit_inputs(edit), skip=fixed + len(told))
-        if opens is not None:
-            self._check_reads(node, 1, opens)
+        if open_ is not None:
+            self._check_reads(node, 1, open_)
         if told:
             self._check_fed(node.inputs[fixed : fixed + 2], told)
             self._check_output(model, node.outputs[1], heard_output(edit.site))

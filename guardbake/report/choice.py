@@ -63,7 +63,7 @@ def choice(fit: Fit) -> Section:
         ],
         (1 + list(rows).index(fit.chosen),),
     )
-    return Section("The guard, and why this one", [Text(said), grid, *_sensor(fit.sensor)])
+    return Section("The guard, and why this one", [Text(said), grid, *_sensors(fit.sensors)])
 
 
 def _verdict(reasons: Sequence[str], chosen: bool) -> str:
@@ -76,12 +76,14 @@ def _shares(values: Named) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
 
 
-def _sensor(sensor: Mapping[str, Any] | None) -> list[Block]:
-    if sensor is None:
+def _sensors(sensors: Sequence[Mapping[str, Any]]) -> list[Block]:
+    if not sensors:
         return [Text("The guard has no sensor: it is always on.")]
-    rows = [(name, value) for name, value in _flat(sensor)]
-    caption = "The sensor, as its fit recorded it; rates and AUC on the validation split."
-    return [Grid(caption, ("figure", "value"), rows)]
+    caption = "Sensor {}, as its fit recorded it; rates and AUC on the validation split."
+    return [
+        Grid(caption.format(gate), ("figure", "value"), list(_flat(sensor)))
+        for gate, sensor in enumerate(sensors)
+    ]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

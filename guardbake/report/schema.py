@@ -87,10 +87,10 @@ class Place(_Record):
 
 
 class Fit(_Record):
-    """sensor: figures by name, as the sensor's fit leaves them; shown as they are."""
+    """sensors: of each, figures by name, as its fit leaves them; shown as they are."""
 
     chosen: str
-    sensor: dict[str, Any] | None
+    sensors: list[dict[str, Any]]
     undefended: Undefended
     sign_test: list[Candidate] = Field(min_length=1)
     separability: list[Place]

@@ -34,7 +34,7 @@ def measure(
 ) -> tuple[Table, dict[str, Any] | None]:
     """Every test prompt in every form, unguarded and guarded, greedy, judged by keywords.
 
-    Returns the table and, of a gated guard, what its sensor made of the prompts.
+    Returns the table and, of a gated guard, what its sensors made of the prompts.
     """
     questions = Questions(
         vlm,
@@ -58,7 +58,7 @@ def measure(
         )
         for (label, form), rows in _by_label_and_form(questions.samples).items()
     ]
-    sensed = None if spec.sensor is None else _sensed(questions.samples, questions.scores(spec))
+    sensed = _sensed(questions.samples, questions.scores(spec)) if spec.sensors else None
     return table_of(groups), sensed
 
 

@@ -95,7 +95,8 @@ def _without_gate(spec: GuardSpec, arm: str) -> GuardSpec:
             where=f"section evaluate.arms, {arm!r}",
             remedy="leave ungated out, or name another guard",
         )
-    return replace(spec, profile="always", sensor=None)
+    edits = tuple(replace(edit, gate=0) for edit in spec.edits)
+    return replace(spec, profile="always", sensors=(), edits=edits)
 
 
 class Evaluation:

@@ -13,14 +13,14 @@ from guardbake.activations import Activations
 from guardbake.artifact import load_guard, save_guard
 from guardbake.diagnose.separability import separability
 from guardbake.evaluate.judges import judge
-from guardbake.fit.candidates import Candidate, candidates
-from guardbake.fit.sensor import SensorPlan, SensorReport, fit_sensor
+from guardbake.fit.candidates import candidates
 from guardbake.fit.sign_test import Budget, Outcome, choose
-from guardbake.recipe import FitSection, Recipe, SensorSection
+from guardbake.recipe import Recipe
 from guardbake.samples import FORMS, Form, Sample
 from guardbake.site import Site
-from guardbake.spec import GuardSpec, ModelIdentity, Sensor
+from guardbake.spec import GuardSpec, ModelIdentity
 from guardbake.steps.contrasts import attribution_for, capture_contrasts
+from guardbake.steps.gates import behind_first_gate, fit_gates
 from guardbake.steps.records import read_record, write_record
 from guardbake.steps.split import Splits
 from guardbake.vlm.behaviour import Questions
@@ -71,21 +71,10 @@ def fit_guard(
         size,
         lambda done, total: advance("reading the validation split", done, total),
     )
-    sensor, sensor_figures = None, None
-    if section.sensor is not None:
-        calibrating = capture(
-            vlm,
-            splits.samples("calibrate"),
-            sensor_sites(section.sensor),
-            typography,
-            size,
-            partial(advance, "capturing the prompts to calibrate on"),
-        )
-        sensor, report = fit_sensor(fitting, calibrating, _plan(section.sensor))
-        sensor_figures = _figures(report)
+    gates = fit_gates(vlm, section, splits, fitting, typography, size, advance)
     tried = list(candidates(section.candidates, contrasts))
     identity = identify(vlm)
-    specs = {c.name: _spec(identity, section, sensor, c, {}) for c in tried}
+    specs = {c.name: gates.guard(identity, c, {}) for c in tried}
     tell = partial(advance, "sign test: undefended")
     said = questions.ask(None, section.tokens, tell)
     baseline = _outcome(questions.samples, "undefended", said)
@@ -96,9 +85,10 @@ def fit_guard(
         outcomes.append(_outcome(questions.samples, name, answers))
     budget = Budget(section.harmless_rise, section.degenerate)
     best, verdicts = choose(outcomes, baseline, budget)
+    chosen = next(c for c in tried if c.name == best.outcome.name)
     figures = {
         "separability": _separability(fitting),
-        "sensor": sensor_figures,
+        "sensors": gates.figures(chosen),
         "undefended": baseline.rates(),
         "sign_test": [
             {"candidate": v.outcome.name, "rise": v.rise, "refused_because": list(v.reasons)}
@@ -108,7 +98,6 @@ def fit_guard(
         "subspaces": {c.name: c.evidence for c in tried if c.evidence},
         "chosen": best.outcome.name,
     }
-    chosen = next(c for c in tried if c.name == best.outcome.name)
     provenance = {
         "samples": dict(splits.digests),
         "layers": None if layers is None else dict(layers),
@@ -116,7 +105,7 @@ def fit_guard(
         "rise": round(best.rise, 6),
         "false_positive_rate": section.sensor.false_positive_rate if section.sensor else None,
     }
-    return _spec(identity, section, sensor, chosen, provenance), figures, specs
+    return gates.guard(identity, chosen, provenance), figures, specs
 
 
 def fit_rivals(
@@ -127,7 +116,7 @@ def fit_rivals(
     fitted: GuardSpec,
     advance: Advance,
 ) -> dict[str, GuardSpec]:
-    """The recipe's rivals by name, behind the gate of the guard that was fitted; not tried."""
+    """The recipe's rivals by name, behind the fitted guard's first gate; not tried."""
     section, size = recipe.fit.rivalry, recipe.batch_size
     layers = sorted({layer for candidate in section.candidates for layer in candidate.layers})
     fitting = capture(
@@ -140,10 +129,7 @@ def fit_rivals(
         attribution_for(section),
     )
     contrasts = capture_contrasts(vlm, section, splits, fitting, typography, size, advance)
-    return {
-        c.name: _spec(fitted.model, section, fitted.sensor, c, {})
-        for c in candidates(section.candidates, contrasts)
-    }
+    return {c.name: behind_first_gate(fitted, c) for c in candidates(section.candidates, contrasts)}
 
 
 def save_candidates(specs: Mapping[str, GuardSpec], folder: Path) -> None:
@@ -168,51 +154,6 @@ def identify(vlm: Vlm) -> ModelIdentity:
     text = config.get_text_config()
     return ModelIdentity(
         vlm.family.name, text.num_hidden_layers, text.hidden_size, vlm.model_digest
-    )
-
-
-def sensor_sites(section: SensorSection | None) -> list[Site]:
-    """The residuals that a sensor may read."""
-    if section is None:
-        return []
-    first, last = section.layers
-    return [Site(layer, "residual") for layer in range(first, last + 1)]
-
-
-def _plan(section: SensorSection) -> SensorPlan:
-    return SensorPlan(
-        sensor_sites(section),
-        section.readings,
-        section.ridges,
-        section.false_positive_rate,
-        section.pooling,
-    )
-
-
-def _figures(report: SensorReport) -> dict[str, Any]:
-    return {
-        "sites": [str(site) for site in report.sites],
-        "ridge": report.ridge,
-        "pooling": report.pooling,
-        "levelled": report.levelled,
-        "tried": report.tried,
-        "thresholds": [c.threshold for c in report.calibrations],
-        "harmless_open_rate": {f: r for c in report.calibrations for f, r in c.open_rate.items()},
-        "harmful_open_rate": dict(report.detection),
-        "auc": dict(report.auc),
-        "detection_at": {form: dict(rates) for form, rates in report.at.items()},
-    }
-
-
-def _spec(
-    identity: ModelIdentity,
-    section: FitSection,
-    sensor: Sensor | None,
-    candidate: Candidate,
-    provenance: dict[str, Any],
-) -> GuardSpec:
-    return GuardSpec(
-        identity, candidate.method, section.profile, sensor, candidate.edits, provenance
     )
 
 

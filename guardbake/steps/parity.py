@@ -92,5 +92,5 @@ def measure(
                 chunked = runners["tapped"].run(batch, steps, fed, chunk=CHUNK)
                 pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
             advance("parity", number * BATCH + len(some), len(samples))
-    gated = spec.sensor is not None
+    gated = bool(spec.sensors)
     return compare(pairs, budgets_of(section), gated), golden

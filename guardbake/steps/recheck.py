@@ -48,7 +48,7 @@ def recheck(bundle: Path, runner: RunnerFactory) -> dict[str, Any]:
             remedy="bake again",
         )
     section = ParitySection.model_validate(read_record(bundle / RECIPE).get("parity"))
-    report = _measure(runs, runner(bundle), budgets_of(section), spec.sensor is not None)
+    report = _measure(runs, runner(bundle), budgets_of(section), bool(spec.sensors))
     require_parity(report.to_json())
     return report.to_json()
 

@@ -100,4 +100,4 @@ def always_open(setting: Setting, candidate: Candidate) -> GuardSpec:
     direction[0] = 1
     # no activation comes near it, and float32 holds it
     sensor = linear_sensor(Site(0, "ffn_output"), direction, np.zeros_like(direction), -1e30)
-    return GuardSpec(model, candidate.method, "sequence", sensor, candidate.edits, {})
+    return GuardSpec(model, candidate.method, "sequence", (sensor,), candidate.edits, {})

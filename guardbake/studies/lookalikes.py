@@ -28,7 +28,7 @@ def measure(setting: Setting) -> Figures:
             arm: [verdict == "refused" for verdict in one.verdicts(f"{kind}, {arm}", spec)]
             for arm, spec in zip(ARMS, (None, guard), strict=True)
         }
-        if guard.sensor is not None:
+        if guard.sensors:
             refused["gate opens"] = one.opens(guard)
         rows += [
             {"kind": kind, "form": form, "what": what} | _rate(one, flags, form).to_json()

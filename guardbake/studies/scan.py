@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from guardbake.evaluate.drift import cost
-from guardbake.fit.candidates import Candidate
 from guardbake.recipe import CandidateSection
 from guardbake.report.blocks import Grid
 from guardbake.report.plots import Cloud, Clouds, Plot
 from guardbake.samples import FORMS
 from guardbake.spec import GuardSpec
+from guardbake.steps.gates import behind_first_gate
 from guardbake.studies.guards import fitted_guards, shares
 from guardbake.studies.setting import Asked, Figures, Setting, Study
 
@@ -23,14 +24,11 @@ Row = dict[str, Any]
 
 
 def measure(setting: Setting) -> Figures:
-    """Every configuration on the validate split, gated by the fitted guard's sensor."""
+    """Every configuration on the validate split, behind the fitted guard's first gate."""
     guard = setting.guard
-
-    def gated(candidate: Candidate) -> GuardSpec:
-        return replace(guard, method=candidate.method, edits=candidate.edits, provenance={})
-
+    around = partial(behind_first_gate, guard)
     sections = _sections(setting)
-    guards = fitted_guards(setting, sections, gated, replace(guard, provenance={}).digest)
+    guards = fitted_guards(setting, sections, around, replace(guard, provenance={}).digest)
     prompts = setting.prompts("validate")
     harmful, harmless = (
         setting.asked([p for p in prompts if p.label == label], FORMS)
@@ -53,7 +51,7 @@ def _sections(setting: Setting) -> list[CandidateSection]:
     for own in setting.bake.recipe.fit.candidates:
         ranks = setting.section.ranks if own.edit in _RANKED else [own.rank]
         for rank in ranks:
-            new = {"rank": rank, "strengths": setting.section.strengths}
+            new = {"rank": rank, "strengths": setting.section.strengths, "gates": "one"}
             section = own.model_copy(update=new)
             if section not in found:
                 found.append(section)

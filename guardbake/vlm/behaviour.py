@@ -141,7 +141,7 @@ class Questions:
 
     @torch.no_grad()
     def opens(self, spec: GuardSpec) -> list[bool]:
-        """Whether the guard's gate is open at each prompt's last token, in order."""
+        """Whether any of the guard's gates is open at each prompt's last token, in order."""
         gated = _gated(spec)
         return [o for session, _ in self._sessions for o in self._opens(session, gated)]
 
@@ -149,19 +149,20 @@ class Questions:
         with self._at_last_token(session, spec):
             session.feed(_columns(session))
             assert session.guard is not None
-            assert session.guard.open is not None
-            return [bool(opens) for opens in session.guard.open[:, -1]]
+            return [bool(o) for o in torch.stack(session.guard.opens)[..., -1].any(0)]
 
     @torch.no_grad()
     def scores(self, spec: GuardSpec) -> Array:
-        """The guard's score at each prompt's last token, [N] float32; above 0 opens the gate."""
+        """The guard's score at each prompt's last token, [N] float32: the largest of its gates'.
+
+        Above 0 it opens a gate.
+        """
         found: list[Array] = []
         for session, _ in self._sessions:
             with self._at_last_token(session, _gated(spec)):
                 session.feed(_columns(session))
                 assert session.guard is not None
-                assert session.guard.score is not None
-                found.append(session.guard.score[:, -1].float().numpy())
+                found.append(torch.stack(session.guard.scores)[..., -1].amax(0).float().numpy())
         return np.concatenate(found)
 
     @torch.no_grad()
@@ -211,10 +212,9 @@ class Questions:
 
     def _memory(self, session: Session, spec: GuardSpec | None) -> Tensor | None:
         """What the sensor remembers of the prompt before its last token; read once a sensor."""
-        sensor = None if spec is None else spec.sensor
-        if sensor is None or not sensor.pools:
+        if spec is None or not spec.pools:
             return None
-        reads = _reads(sensor)
+        reads = _reads(spec.sensors[0])
         if reads != self._reads:  # what is summed hangs on the readings alone, not on the guard
             self._reads, self._memories = reads, {}
         if session not in self._memories:
@@ -243,7 +243,7 @@ def _reads(sensor: Sensor) -> str:
 
 
 def _gated(spec: GuardSpec) -> GuardSpec:
-    if spec.sensor is None:
+    if not spec.sensors:
         raise UsageError(
             found=f"a guard of profile {spec.profile}",
             expected="a guard with a sensor",

@@ -1,6 +1,6 @@
 """The guarded model in PyTorch, written from the law and from nothing else.
 
-Hooks read the sensor's site and replace the FFN outputs; they live inside one context manager and
+Hooks read the sensors' sites and replace the FFN outputs; they live inside one context manager and
 are gone after it. The graph rewriting never sees this code and this code never sees the graph.
 """
 
@@ -19,19 +19,19 @@ from guardbake.site import Site
 from guardbake.spec import Branch, Edit, GuardSpec, Reading, Sensor
 
 EPS = 1e-8
-CLOSED, OPEN = 1, 2
+CLOSED = 1  # and upwards of it a bit for each open gate
 
 
 class TorchGuard:
     """A guard on its way through one batch.
 
     Before every forward call set `attention_mask` [B, P + S] and, for a pooling sensor,
-    `image_mask` [B, S], the call's image tokens; `state` [B] int64 carries the
-    verdict from call to call (-n undecided until real token n, 0 undecided until the end of the
-    call, 1 closed, 2 open), `memory` [B, 3] float64 what a pooling sensor needs of earlier calls
-    (sum over image tokens, their number, real tokens fed). After a call: `score` [B, S] in float32
-    or wider, `open` [B, S] bool and `edited[site]` [B, S, d] are what the guard saw and did;
-    without a sensor score is None. A guard with `replace` edits wants `hear` before its first call.
+    `image_mask` [B, S], the call's image tokens; `state` [B] int64 carries the verdicts from call
+    to call (-n undecided until real token n, 0 undecided until the end of the call, then 1 and
+    2**g for each open gate g), `memory` [B, 3] float64 what a pooling sensor needs of earlier calls
+    (sum over image tokens, their number, real tokens fed). After a call: `scores`, one [B, S] a
+    gate in float32 or wider, `opens`, one [B, S] bool a gate, and `edited[site]` [B, S, d] are what
+    the guard saw and did. A guard with `replace` edits wants `hear` before its first call.
     """
 
     def __init__(self, spec: GuardSpec, state: Tensor) -> None:
@@ -40,48 +40,57 @@ class TorchGuard:
         self.memory = torch.zeros(len(state), 3, dtype=torch.float64)
         self.attention_mask = torch.ones(len(state), 0, dtype=torch.long)
         self.image_mask = torch.zeros(len(state), 0, dtype=torch.bool)
-        self.score: Tensor | None = None
-        self.open: Tensor | None = None
+        self.scores: list[Tensor] = []
+        self.opens: list[Tensor] = []
         self.edited: dict[Site, Tensor] = {}
         self.text: dict[Site, Tensor] = {}
         self._edits = [(edit, _EditTensors(edit)) for edit in spec.edits]
-        self._readings = [] if spec.sensor is None else list(spec.sensor.readings)
-        self._features: list[Tensor] = []
+        self._features: list[list[Tensor]] = [[] for _ in spec.sensors]
+        self._given = state
 
-    def read(self, reading: Reading, x: Tensor) -> None:
-        """Take the sensor's features from x [B, S, d]; the last reading of a call decides."""
+    def read(self, gate: int, reading: Reading, x: Tensor) -> None:
+        """Take features of a gate's sensor from x [B, S, d]; its last reading of a call decides."""
         x = _wide(x)
         directions = torch.tensor(reading.directions, dtype=x.dtype)
-        self._features.append((x - torch.tensor(reading.centre, dtype=x.dtype)) @ directions)
-        if reading is self._readings[-1]:
-            features = torch.stack(self._features).sum(0)
-            self._features = []
-            self._sense(features)
+        features = (x - torch.tensor(reading.centre, dtype=x.dtype)) @ directions
+        self._features[gate].append(features)
+        if reading is self.spec.sensors[gate].readings[-1]:
+            total = torch.stack(self._features[gate]).sum(0)
+            self._features[gate] = []
+            self._sense(gate, total)
 
-    def _sense(self, features: Tensor) -> None:
+    def _sense(self, gate: int, features: Tensor) -> None:
         """features [B, S, C]: score them and open or close the gate."""
-        sensor = self.spec.sensor
-        assert sensor is not None
-        mask = self.attention_mask
+        sensor, mask = self.spec.sensors[gate], self.attention_mask
         tokens = features.shape[1]
         real = mask[:, -tokens:].bool()
-        lost = torch.zeros(len(mask), dtype=torch.bool)
+        if gate == 0:
+            self._begin(real)
         if sensor.pools:
-            lost = mask[:, :-tokens].sum(1) != self.memory[:, 2]
-            self.score = self._pool(features, real, sensor)
+            score = self._pool(features, real, sensor)
         else:
-            self.score = features[..., 0] - sensor.thresholds[0]
-        above = ~(self.score <= 0)
+            score = features[..., 0] - sensor.thresholds[0]
+        above = ~(score <= 0)
+        self.scores.append(score)
         if self.spec.profile == "token":
-            self.open = above & real
+            self.opens.append(above & real)
             return
         position = mask.cumsum(1)[:, -tokens:]
-        rows = []
-        for row in range(len(mask)):
-            if bool(lost[row]) and int(self.state[row]) <= 0:
-                self.state[row] = OPEN  # what was fed before went by unread: fail closed
-            rows.append(self._decide(row, position[row], real[row], above[row]))
-        self.open = torch.stack(rows)
+        rows = [
+            self._decide(gate, row, position[row], real[row], above[row])
+            for row in range(len(mask))
+        ]
+        self.opens.append(torch.stack(rows))
+
+    def _begin(self, real: Tensor) -> None:
+        """The first gate's turn: a new call. Whose end, or image tokens, went by unread is open."""
+        self.scores, self.opens = [], []
+        earlier = self.attention_mask.sum(1) - real.sum(1)
+        missed = (self.state < 0) & (earlier >= -self.state)
+        if self.spec.pools:
+            missed |= (self.state <= 0) & (earlier != self.memory[:, 2])
+        self.state[missed] = 2 ** len(self.spec.sensors)  # fail closed
+        self._given = self.state.clone()
 
     def _pool(self, features: Tensor, real: Tensor, sensor: Sensor) -> Tensor:
         """Scores [B, S] that average over the image tokens so far; moves `memory` on."""
@@ -95,23 +104,17 @@ class TorchGuard:
         mean = (total / count.clamp(min=1)).to(last.dtype)
         return torch.where(count > 0, last + mean - visual, last - text)
 
-    def _decide(self, row: int, position: Tensor, real: Tensor, above: Tensor) -> Tensor:
-        """One sequence: open [S] for this call; moves `state[row]` on."""
-        state = int(self.state[row])
-        if state == OPEN:
-            return real
-        if state == CLOSED:
-            return torch.zeros_like(real)
-        fed = int(self.attention_mask[row].sum())
-        end = -state if state < 0 else fed
-        if state < 0 and fed - int(real.sum()) >= end:  # the end went by unasked: fail closed
-            self.state[row] = OPEN
-            return real
+    def _decide(self, gate: int, row: int, position: Tensor, real: Tensor, above: Tensor) -> Tensor:
+        """One sequence: open [S] for this call; adds the gate's verdict to `state[row]`."""
+        given = int(self._given[row])
+        if given >= CLOSED:
+            return real if (given - CLOSED) >> gate & 1 else torch.zeros_like(real)
+        end = -given if given < 0 else int(self.attention_mask[row].sum())
         decider = real & (position == end)
         if not decider.any():
             return torch.zeros_like(real)
         verdict = bool(above[decider].any())
-        self.state[row] = OPEN if verdict else CLOSED
+        self.state[row] = max(int(self.state[row]), CLOSED) + (verdict << gate)
         return real & (position >= end) if verdict else torch.zeros_like(real)
 
     @property
@@ -130,23 +133,23 @@ class TorchGuard:
         full = torch.finfo(y.dtype)
         text = self.text.get(edit.site)
         edited = tensors.apply(edit, _wide(y), text).clamp(full.min, full.max).to(y.dtype)
-        if self.open is not None:
-            edited = self.where_open(edited, y)
+        if self.spec.sensors:
+            edited = self.where_open(edit.gate, edited, y)
         self.edited[edit.site] = edited
         return edited
 
-    def where_open(self, edited: Tensor, y: Tensor) -> Tensor:
+    def where_open(self, gate: int, edited: Tensor, y: Tensor) -> Tensor:
         """`edited` where the gate is open and y elsewhere, [B, S, d] all."""
-        assert self.open is not None
-        return torch.where(self.open[..., None], edited, y)
+        return torch.where(self.opens[gate][..., None], edited, y)
 
     @contextmanager
     def installed(self, layers: nn.ModuleList, ffn: str) -> Iterator[TorchGuard]:
         """Hooks on decoder `layers`, whose FFN is the submodule named `ffn`; removed on exit."""
         with ExitStack() as stack:
-            for reading in self._readings:
-                see = partial(self.read, reading)
-                stack.enter_context(on_site(layers, ffn, reading.site, see))
+            for gate, sensor in enumerate(self.spec.sensors):
+                for reading in sensor.readings:
+                    see = partial(self.read, gate, reading)
+                    stack.enter_context(on_site(layers, ffn, reading.site, see))
             for edit, tensors in self._edits:
                 stack.enter_context(on_site(layers, ffn, edit.site, self._editor(edit, tensors)))
             yield self

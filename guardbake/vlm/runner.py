@@ -320,9 +320,9 @@ class _Record:
         guard = self.session.guard
         if guard is None:
             return
-        if guard.score is not None and guard.open is not None:
-            self.scores.append(guard.score)
-            self.opens.append(guard.open)
+        if guard.scores:
+            self.scores.append(torch.stack(guard.scores, -1))
+            self.opens.append(torch.stack(guard.opens, -1))
         for site, tensor in guard.edited.items():
             self.edited.setdefault(site, []).append(tensor)
 

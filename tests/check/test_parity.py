@@ -34,8 +34,8 @@ def _trace() -> Trace:
         step_logits=rng.standard_normal((ROWS, STEPS, VOCAB)).astype(np.float32),
         lengths=np.array([STEPS, STEPS, 2]),
         valid=valid,
-        guard_score=score,
-        guard_open=opened,
+        guard_score=score[..., None],
+        guard_open=opened[..., None],
         guard_state=np.array([2, 1, 1]),
         taps={"edited/layers.1.ffn_output": np.zeros((ROWS, fed, 2), np.float32)},
     )
@@ -72,8 +72,8 @@ def _altered(field: str, place: tuple[int, ...], value: float) -> Trace:
         (_altered("prefill_logits", (0, 0, 0), 9.0), "logits, prefill"),
         (_altered("prefill_logits", (0, 0, 0), np.nan), "logits, prefill"),
         (_altered("step_logits", (0, 3, 0), np.inf), "logits, decode"),
-        (_altered("guard_score", (1, 3), -1.1), "guard score"),
-        (_altered("guard_open", (1, 4), True), "gate decisions outside the band"),
+        (_altered("guard_score", (1, 3, 0), -1.1), "guard score"),
+        (_altered("guard_open", (1, 4, 0), True), "gate decisions outside the band"),
         (_altered("guard_state", (0,), 1), "guard_open unlike guard_state"),
     ],
 )
@@ -124,6 +124,61 @@ def test_a_flip_inside_the_band_is_counted_and_its_row_left_out() -> None:
     report = compare([Pair("batch 0", truth, forced, None, None)], BUDGETS, gated=True)
     assert report.flips_in_band == 1
     assert _broken(report) == ["greedy tokens that differ"]  # nothing ran free: not a pass
+
+
+def _two_gates(opened: np.ndarray, score: np.ndarray) -> Trace:
+    """As before but of two gates: verdicts [B, 2] and scores [B, 2] at the prompt's end."""
+    fed = PROMPT + STEPS - 1
+    opens, scores = np.zeros((ROWS, fed, 2), bool), np.full((ROWS, fed, 2), -1.0, np.float32)
+    opens[:, PROMPT - 1 :] = opened[:, None]
+    scores[:, PROMPT - 1] = score
+    state = 1 + opened @ np.array([1, 2])
+    return replace(_trace(), guard_open=opens, guard_score=scores, guard_state=state)
+
+
+FIRST = np.array([[True, False], [False, False], [False, True]])
+SCORES = np.array([[2.0, -2.0], [-5e-3, -2.0], [-2.0, 2.0]])
+
+
+def test_decisions_are_counted_gate_by_gate() -> None:
+    truth = _two_gates(FIRST, SCORES)
+    report = compare([Pair("batch 0", truth, truth, truth, None)], BUDGETS, gated=True)
+    assert report.passed
+    assert report.decisions == 2 * ROWS
+    swapped = _two_gates(FIRST[:, ::-1], SCORES[:, ::-1])
+    report = compare([Pair("batch 0", truth, swapped, truth, None)], BUDGETS, gated=True)
+    assert {"guard score", "gate decisions outside the band"} <= set(_broken(report))
+
+
+def test_a_state_without_the_second_gate_s_bit_is_found() -> None:
+    truth = _two_gates(FIRST, SCORES)
+    assert truth.guard_state is not None
+    held = replace(truth, guard_state=np.minimum(truth.guard_state, 2))
+    report = compare([Pair("batch 0", truth, held, truth, None)], BUDGETS, gated=True)
+    assert _broken(report) == ["guard_open unlike guard_state"]
+
+
+def test_behind_a_flip_inside_the_band_later_gates_are_not_judged() -> None:
+    """Row 1: the first gate may flip; the second one then sees another stream. Row 0: it may not
+    differ, for the first one did not."""
+    truth, moved = _two_gates(FIRST, SCORES), SCORES.copy()
+    opened = FIRST.copy()
+    opened[1], moved[1] = [True, True], [5e-3, 7.0]
+    flipped = _two_gates(opened, moved)
+    report = compare([Pair("batch 0", truth, flipped, truth, None)], BUDGETS, gated=True)
+    assert (report.flips_in_band, report.decisions) == (1, 2 * ROWS - 1)
+    broken = [c.quantity for c in report.comparisons if not c.passed]
+    assert broken == ["guard score"]  # the first gate's own 1e-2, beyond the score's budget
+    moved[1, 0] = SCORES[1, 0]
+    report = compare(
+        [Pair("batch 0", truth, _two_gates(opened, moved), truth, None)], BUDGETS, gated=True
+    )
+    assert report.passed
+    opened[0], opened[1] = [True, True], FIRST[1]
+    report = compare(
+        [Pair("batch 0", truth, _two_gates(opened, SCORES), truth, None)], BUDGETS, gated=True
+    )
+    assert _broken(report) == ["gate decisions outside the band"]
 
 
 def test_a_test_that_cannot_tell_guarded_from_unguarded_fails() -> None:

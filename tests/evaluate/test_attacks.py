@@ -55,14 +55,14 @@ def spec(vlm: Vlm, guard: Any) -> GuardSpec:
 
 
 def _centred(vlm: Vlm, spec: GuardSpec) -> GuardSpec:
-    """The guard with its thresholds moved to the middle of the prompts' scores."""
+    """The guard with its last gate's thresholds moved to the middle of the prompts' scores."""
     some = target(Arm("a", spec))
     score = Compliance(vlm, some.arm, some.texts, some.clean, some.turns).measure(some.clean).score
     assert score is not None
-    assert spec.sensor is not None
     middle = np.sort(score)[COUNT // 2 - 1 : COUNT // 2 + 1].mean()
-    moved = tuple(float(threshold + middle) for threshold in spec.sensor.thresholds)
-    return replace(spec, sensor=replace(spec.sensor, thresholds=moved))
+    *others, sensor = spec.sensors
+    moved = tuple(float(threshold + middle) for threshold in sensor.thresholds)
+    return replace(spec, sensors=(*others, replace(sensor, thresholds=moved)))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,22 @@ def test_a_sharp_surrogate_is_the_guard(
     made = guard(
         profile, kind, width=128, layers=6, sensor=sites, pools=pools, edits=(4,), threshold=0.0
     )
-    some = target(Arm("guard", _centred(vlm, made)))
+    sharp_is_hard(vlm, _centred(vlm, made))
+
+
+@pytest.mark.parametrize("profile", ["sequence", "token"])
+def test_a_sharp_surrogate_has_a_gate_an_edit(vlm: Vlm, guard: Any, profile: str) -> None:
+    """The first gate stays shut, so that the second one's score is the guard's."""
+    made: GuardSpec = guard(
+        profile, "steer", width=128, layers=6, sensor=Site(1, "residual"),
+        later=(Site(3, "residual"),), edits=(2, 4), threshold=0.0,
+    )  # fmt: skip
+    shut = replace(made.sensors[0], thresholds=(1e30,))
+    sharp_is_hard(vlm, _centred(vlm, replace(made, sensors=(shut, made.sensors[1]))))
+
+
+def sharp_is_hard(vlm: Vlm, spec: GuardSpec) -> None:
+    some = target(Arm("guard", spec))
     loss = Compliance(vlm, some.arm, some.texts, some.clean, some.turns)
     loss._unit = 1e-6
     image = torch.from_numpy(some.clean) / 255
@@ -172,7 +187,7 @@ def test_a_sharp_surrogate_is_the_guard(
     moved = np.abs(undefended.measure(some.clean).surprise - hard.numpy())
     assert (moved[score > 0] > 1e-3).all()
     # a gate of its own for every token edits other tokens of the prompt, too
-    assert profile == "token" or (moved[score <= 0] < 1e-5).all()
+    assert spec.profile == "token" or (moved[score <= 0] < 1e-5).all()
 
 
 def test_the_gradient_passes_through_gate_and_edit(vlm: Vlm, spec: GuardSpec) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +44,26 @@ CASES: list[tuple[Profile, str]] = [
     ("sequence", "replace"),
     ("sequence", "steer"),
     ("sequence", "steer after pooling"),
+    ("sequence", "add by two gates"),
+    ("token", "steer by two gates"),
 ]
 
 
 def _guard_for(
     exported: object, make: Callable[..., GuardSpec], case: tuple[str, str]
 ) -> GuardSpec:
-    """Two edits and the sensor before them; one that pools reads two sites."""
+    """Two edits and the sensor before them; one that pools reads two sites.
+
+    Of two gates the second one reads behind the first edit.
+    """
     config = exported.vlm.model.config.get_text_config()  # type: ignore[attr-defined]
-    profile, kind = case[0], case[1].removesuffix(" after pooling")
-    pools = kind != case[1]
+    profile, pools = case[0], case[1].endswith("after pooling")
+    kind = case[1].removesuffix(" after pooling").removesuffix(" by two gates")
     spec = make(
         profile,
         kind,
         pools=pools,
+        later=(Site(3, "residual"),) if case[1].endswith("by two gates") else (),
         width=config.hidden_size,
         layers=config.num_hidden_layers,
         sensor=(Site(0, "residual"), Site(1, "residual")) if pools else Site(1, "residual"),
@@ -68,13 +75,14 @@ def _guard_for(
     return spec
 
 
-def _between(spec: GuardSpec, scores: np.ndarray) -> GuardSpec:
-    """The same guard with its threshold between the largest and the next score."""
-    assert spec.sensor is not None
+def _between(spec: GuardSpec, gate: int, scores: np.ndarray) -> GuardSpec:
+    """The same guard with the gate's threshold between the largest and the next score [B]."""
+    sensors = list(spec.sensors)
     high, low = np.sort(scores)[::-1][:2]
     middle = float((high + low) / 2)
-    sensor = Sensor(spec.sensor.readings, tuple(t + middle for t in spec.sensor.thresholds))
-    return GuardSpec(spec.model, spec.method, spec.profile, sensor, spec.edits, spec.provenance)
+    old = sensors[gate]
+    sensors[gate] = Sensor(old.readings, tuple(t + middle for t in old.thresholds))
+    return replace(spec, sensors=tuple(sensors))
 
 
 def _guarded(folder: Path, spec: GuardSpec, target: Path, tap: bool) -> OnnxRunner:
@@ -102,10 +110,10 @@ def test_guarded_graph_equals_guarded_reference(
     torch.set_num_threads(1)
     spec = _guard_for(exported, guard, case)
     vlm, folder = exported.vlm, exported.folder  # type: ignore[attr-defined]
-    if spec.sensor is not None:
+    for gate in range(len(spec.sensors)):
         scores = TorchRunner(vlm, spec).run(mixed_batch, 1).guard_score
         assert scores is not None
-        spec = _between(spec, scores[:, mixed_batch.input_ids.shape[1] - 1])
+        spec = _between(spec, gate, scores[:, mixed_batch.input_ids.shape[1] - 1, gate])
     truth = TorchRunner(vlm, spec).run(mixed_batch, STEPS)
     steps = truth.tokens.shape[1]
     plain = TorchRunner(vlm, None).run(mixed_batch, steps, truth.tokens)
@@ -121,15 +129,18 @@ def test_guarded_graph_equals_guarded_reference(
         ),
         Pair("in chunks", truth, tapped.run(mixed_batch, steps, truth.tokens, 5), None, None),
     ]
-    report = compare(pairs, BUDGETS, gated=spec.sensor is not None)
+    report = compare(pairs, BUDGETS, gated=bool(spec.sensors))
     broken = [(c.quantity, c.worst, c.where) for c in report.comparisons if not c.passed]
     assert not broken
     assert sum("FFN output" in c.quantity for c in report.comparisons) == len(spec.edits)
     if spec.profile == "sequence":
         assert truth.guard_state is not None
-        assert sorted(truth.guard_state.tolist()) == [1, 1, 2]
         opened = truth.guard_open
         assert opened is not None
+        at_end = opened[:, mixed_batch.input_ids.shape[1] - 1]
+        assert at_end.sum(axis=0).tolist() == [1] * len(spec.sensors)
+        bits = 2 ** np.arange(len(spec.sensors))
+        assert truth.guard_state.tolist() == (1 + at_end @ bits).tolist()
         assert not opened[:, : mixed_batch.input_ids.shape[1] - 1].any()
 
 
@@ -137,9 +148,8 @@ def test_a_closed_guard_is_the_unguarded_graph_bit_for_bit(
     exported: object, mixed_batch: Batch, guard: Callable[..., GuardSpec], tmp_path: Path
 ) -> None:
     spec = _guard_for(exported, guard, ("sequence", "care"))
-    assert spec.sensor is not None
-    sensor = Sensor(spec.sensor.readings, (1e9,))
-    closed = GuardSpec(spec.model, spec.method, spec.profile, sensor, spec.edits)
+    sensor = Sensor(spec.sensors[0].readings, (1e9,))
+    closed = replace(spec, sensors=(sensor,))
     runner = _guarded(exported.folder, closed, tmp_path / "closed", False)  # type: ignore[attr-defined]
     ours = runner.run(mixed_batch, 8)
     plain = exported.runner.run(mixed_batch, 8)  # type: ignore[attr-defined]

@@ -201,7 +201,7 @@ def test_guard_state_and_taps_pass_through(
         seen = OnnxRunner(folder).run(mixed_batch, STEPS, forced_tokens=forced, chunk=chunk)
         fed = mixed_batch.input_ids.shape[1] + STEPS - 1
         assert seen.guard_score is not None
-        assert seen.guard_score.shape == (3, fed)
+        assert seen.guard_score.shape == (3, fed, 1)
         assert seen.guard_state is not None
         assert seen.guard_state.tolist() == [STEPS - 1] * 3
         tap = seen.taps["tapped"]

@@ -47,51 +47,61 @@ class Toy:
     def law(self, spec: GuardSpec, feeds: dict[str, Array]) -> dict[str, Array]:
         """What the guarded decoder computes, by `semantics`."""
         hidden, out = feeds["inputs_embeds"], {}
-        opened = np.ones(hidden.shape[:2], bool)
         seen: dict[Site, Array] = {}
+        gates = _Gates(spec, feeds)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             y = hidden @ weight + (0 if bias is None else bias)
             seen[Site(layer, "ffn_output")] = y
-            opened = _gate(spec, seen, feeds, out, opened)
+            gates.sense(seen)
             for edit in spec.edits:
                 if edit.site.layer == layer:
                     text = feeds.get(f"guard_text_{layer}")
                     if edit.kind == "replace":
                         z = law.coordinates(y, edit.branches[0])
                         out[f"guard_heard_{layer}"] = _at_last_real(z, feeds["attention_mask"])
-                    y = law.gated(y, law.edited(y, edit, text), opened)
+                    edited = law.edited(y, edit, text)
+                    y = law.gated(y, edited, gates.opens[edit.gate]) if spec.sensors else edited
             hidden = hidden + y
             seen[Site(layer, "residual")] = hidden
-            opened = _gate(spec, seen, feeds, out, opened)
-        return {"logits": hidden, **out}
+            gates.sense(seen)
+        return {"logits": hidden, **out, **gates.out}
 
 
-def _gate(
-    spec: GuardSpec,
-    seen: dict[Site, Array],
-    feeds: dict[str, Array],
-    out: dict[str, Array],
-    opened: Array,
-) -> Array:
-    """Decides as soon as the sensor's last site was seen."""
-    sensor = spec.sensor
-    if sensor is None or "guard_open" in out or sensor.sites[-1] not in seen:
-        return opened
-    features = law.features([seen[site] for site in sensor.sites], sensor.readings)
-    mask, memory = feeds["attention_mask"], feeds.get("guard_memory")
-    if sensor.pools:
-        out["guard_score"], out["guard_memory_out"] = law.pooled_score(
-            features, sensor.thresholds, mask, feeds["guard_image_mask"], memory
-        )
-    else:
-        out["guard_score"] = law.score(features, sensor.thresholds)
-    if spec.profile == "token":
-        out["guard_open"] = law.gate_by_token(out["guard_score"], mask)
-    else:
-        out["guard_open"], out["guard_state_out"] = law.gate_by_sequence(
-            out["guard_score"], mask, feeds["guard_state"], memory if sensor.pools else None
-        )
-    return out["guard_open"]
+class _Gates:
+    """The guard's gates on their way through one call: what they say in `out`, and `opens`."""
+
+    def __init__(self, spec: GuardSpec, feeds: dict[str, Array]) -> None:
+        self.spec = spec
+        self.feeds = feeds
+        self.opens: list[Array] = []
+        self.out: dict[str, Array] = {}
+        self._states: list[Array] = []
+
+    def sense(self, seen: dict[Site, Array]) -> None:
+        """Every gate decides as soon as its sensor's last site was seen."""
+        for gate, sensor in enumerate(self.spec.sensors):
+            if gate == len(self.opens) and sensor.sites[-1] in seen:
+                self._decide(gate, law.features([seen[s] for s in sensor.sites], sensor.readings))
+
+    def _decide(self, gate: int, features: Array) -> None:
+        sensor, mask = self.spec.sensors[gate], self.feeds["attention_mask"]
+        memory = self.feeds["guard_memory"] if self.spec.pools else None
+        number = f"_{gate}" if len(self.spec.sensors) > 1 else ""
+        if sensor.pools:
+            score, self.out["guard_memory_out"] = law.pooled_score(
+                features, sensor.thresholds, mask, self.feeds["guard_image_mask"], memory
+            )
+        else:
+            score = law.score(features, sensor.thresholds)
+        if self.spec.profile == "token":
+            opened = law.gate_by_token(score, mask)
+        else:
+            own = law.own_state(self.feeds["guard_state"], gate)
+            opened, after = law.gate_by_sequence(score, mask, own, memory)
+            self._states.append(after)
+            self.out["guard_state_out"] = law.joint_state(self._states)
+        self.opens.append(opened)
+        self.out |= {f"guard_score{number}": score, f"guard_open{number}": opened}
 
 
 def _at_last_real(z: Array, mask: Array) -> Array:
@@ -171,7 +181,7 @@ def run_graph(model: ir.Model, feeds: dict[str, Array]) -> dict[str, Array]:
 def make_feeds(
     batch: int = 4, tokens: int = 5, dtype: type[np.floating] = np.float32, seed: int = 0
 ) -> dict[str, Array]:
-    """Left padding, right padding, a state of each code."""
+    """Left padding, right padding, a state of each code of one gate."""
     rng = np.random.default_rng(seed)
     mask = np.ones((batch, tokens), np.int64)
     mask[1, :2] = 0
@@ -189,7 +199,7 @@ def feeds_for(lab: Any, spec: GuardSpec, **shape: Any) -> dict[str, Any]:
     feeds = dict(lab.feeds(**shape))
     if spec.profile != "sequence":
         del feeds["guard_state"]
-    if spec.sensor is None or not spec.sensor.pools:
+    if not spec.pools:
         del feeds["guard_memory"], feeds["guard_image_mask"]
     return feeds
 

@@ -41,7 +41,7 @@ def test_a_float16_graph_is_edited_in_float32(
     got = lab.run(model, feeds)
     exact = got[y.name].astype(np.float32)  # what this very graph computed, edited by the law
     expected = law.edited(exact, spec.edits[0])
-    if spec.sensor is not None:
+    if spec.sensors:
         expected = law.gated(exact, expected, got["guard_open"])
     # one rounding to float16 at the end, half a unit in the last place of values below 16
     assert np.abs(got[edited.name].astype(np.float32) - expected).max() <= 2**-8 + FP32
@@ -95,7 +95,7 @@ def test_what_is_added_and_nothing_else(lab: Any, guard: Any) -> None:
         "inputs_embeds", "attention_mask", "guard_state",
     ]  # fmt: skip
     assert [v.name for v in toy.model.graph.outputs] == [
-        "logits", "guard_score", "guard_state_out", "guard_open",
+        "logits", "guard_score", "guard_open", "guard_state_out",
     ]  # fmt: skip
     assert toy.model.metadata_props["guardbake.guard"] == spec.digest
 
@@ -117,7 +117,7 @@ def test_the_arrays_are_initialisers_with_the_pack_s_bytes(lab: Any, guard: Any)
     found = {name: v.const_value.numpy() for name, v in model.graph.initializers.items()}
     base = f"guardbake/layers.2.ffn_output/{spec.digest[:12]}"
     assert found[f"{base}/basis"].tobytes() == spec.edits[0].branches[0].basis.tobytes()
-    thresholds = found[f"guardbake/sensor/{spec.digest[:12]}/thresholds"]
+    thresholds = found[f"guardbake/sensor.0/{spec.digest[:12]}/thresholds"]
     assert thresholds.tolist() == [np.float32(0.1)]
 
 

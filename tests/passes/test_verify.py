@@ -192,30 +192,30 @@ def drop_input(model: ir.Model) -> None:
 
 def swap_gate_input(model: ir.Model) -> None:
     """The gate reads a number that is always below zero."""
-    sensor = node(model, f"sensor/{tag(model)}")
+    sensor = node(model, f"sensor.0/{tag(model)}")
     score = sensor.outputs[0]
     low = ir.node("Sub", [score, score], name="low")
     model.graph.insert_after(sensor, low)
-    node(model, f"gate/{tag(model)}").replace_input_with(0, low.outputs[0])
+    node(model, f"gate.0/{tag(model)}").replace_input_with(0, low.outputs[0])
 
 
 def swap_mask(model: ir.Model) -> None:
     """The gate reads an input that no runtime knows as the mask."""
     other = ir.val("other_mask", ir.DataType.INT64, ["batch", "total"])
     model.graph.inputs.append(other)
-    node(model, f"gate/{tag(model)}").replace_input_with(1, other)
+    node(model, f"gate.0/{tag(model)}").replace_input_with(1, other)
 
 
 def swap_open(model: ir.Model) -> None:
     """The edit reads another open value."""
-    gate = node(model, f"gate/{tag(model)}")
+    gate = node(model, f"gate.0/{tag(model)}")
     never = ir.node("Xor", [gate.outputs[0], gate.outputs[0]], name="never")
     model.graph.insert_after(gate, never)
     node(model, "/edit").replace_input_with(1, never.outputs[0])
 
 
 def swap_sensor(model: ir.Model) -> None:
-    node(model, "/reading").replace_input_with(0, node(model, "residual_1").outputs[0])
+    node(model, "/reading.0").replace_input_with(0, node(model, "residual_1").outputs[0])
 
 
 def other_digest(model: ir.Model) -> None:

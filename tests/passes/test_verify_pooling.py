@@ -20,7 +20,7 @@ def node(model: ir.Model, part: str) -> ir.Node:
     return next(n for n in model.graph if part in str(n.name))
 
 
-def inner(index: int, value: Callable[[ir.Model], ir.Value], part: str = "/sensor/") -> Any:
+def inner(index: int, value: Callable[[ir.Model], ir.Value], part: str = "/sensor.0/") -> Any:
     """The guard node whose name has `part` reads another value as its input `index`."""
     return lambda model: node(model, part).replace_input_with(index, value(model))
 
@@ -38,17 +38,17 @@ def graph_input(model: ir.Model, name: str) -> ir.Value:
 
 def no_pictures(model: ir.Model) -> ir.Value:
     images = graph_input(model, "guard_image_mask")
-    return before(model, "/sensor/", "Xor", images, images)
+    return before(model, "/sensor.0/", "Xor", images, images)
 
 
 def blank_memory(model: ir.Model) -> ir.Value:
     memory = graph_input(model, "guard_memory")
-    return before(model, "/sensor/", "Sub", memory, memory)
+    return before(model, "/sensor.0/", "Sub", memory, memory)
 
 
 def never_forgotten(model: ir.Model) -> ir.Value:
-    forgotten = node(model, "/sensor/").outputs[2]
-    return before(model, "/gate/", "Xor", forgotten, forgotten)
+    forgotten = node(model, "/sensor.0/").outputs[2]
+    return before(model, "/gate.0/", "Xor", forgotten, forgotten)
 
 
 def hide(name: str) -> Callable[[ir.Model], None]:
@@ -82,7 +82,7 @@ FAULTS: dict[str, Callable[[ir.Model], None]] = {
     "a reading of another site": inner(
         0, lambda m: node(m, "residual_0").outputs[0], "layers.1.residual"
     ),
-    "a lost memory is never seen": inner(3, never_forgotten, "/gate/"),
+    "a lost memory is never seen": inner(3, never_forgotten, "/gate.0/"),
     "pooled direction flipped": renumber("/directions", lambda a: a * np.float32([1, -1])),
     "threshold for images": renumber("/thresholds", lambda a: a + np.float32([0, 1])),
 }

@@ -52,7 +52,7 @@ def fit(name: str = "steer layer 2 alpha 1") -> dict[str, Any]:
     worse = {**candidate, "candidate": "remove layer 2", "refused_because": ["does not rise"]}
     return {
         "chosen": name,
-        "sensor": {"site": "layers.1.residual", "auc": {"text": 0.97}, "taps": [1, 2]},
+        "sensors": [{"site": "layers.1.residual", "auc": {"text": 0.97}, "taps": [1, 2]}],
         "undefended": {"refused_harmful": forms, "refused_harmless": forms},
         "sign_test": [candidate, worse],
         "separability": [

@@ -118,7 +118,7 @@ def test_hostile_strings_stay_strings(records: Write, tmp_path: Path) -> None:
     content["name"] = HOSTILE
     content["gates"][0]["detail"] = HOSTILE
     content["figures"]["fit"] = fit(HOSTILE)
-    content["figures"]["fit"]["sensor"] = {HOSTILE: HOSTILE}
+    content["figures"]["fit"]["sensors"] = [{HOSTILE: HOSTILE}]
     choice = diagnosis()
     choice["choice"]["rule"] = HOSTILE
     choice["causes"] = {HOSTILE: choice["causes"]["text"]}

@@ -30,16 +30,21 @@ def vlm() -> Vlm:
 
 
 def fitted(
-    vlm: Vlm, candidate: dict[str, Any], harmful: str = HARMFUL, harmless: str = HARMLESS
+    vlm: Vlm,
+    candidate: dict[str, Any],
+    harmful: str = HARMFUL,
+    harmless: str = HARMLESS,
+    sensor: dict[str, Any] | None = None,
 ) -> tuple[GuardSpec, dict[str, Any], dict[str, GuardSpec]]:
-    """One candidate without a gate, fitted on 20 prompts of each label and judged by as many.
-
-    It may refuse every harmless one and babble: the sign alone decides.
+    """One candidate, fitted on 20 prompts of each label and judged by as many; always on unless
+    there is a sensor. It may refuse every harmless one and babble: the sign alone decides.
     """
     values = tomllib.loads((ROOT / "tiny-llava.toml").read_text(encoding="utf-8"))
     fit, samples = values["fit"], values["samples"]
     del fit["sensor"]
     fit |= {"profile": "always", "candidates": [candidate]}
+    if sensor is not None:
+        fit |= {"profile": "sequence", "sensor": sensor}
     fit |= {"harmless_rise": 1.0, "degenerate": 1.0}
     sources = {
         "harmful": [f"file:tiny-prompts/{harmful}"],
@@ -64,6 +69,28 @@ def test_a_push_the_right_way_is_written(vlm: Vlm, tmp_path: Path) -> None:
     assert list(again) == ["steer layer 4 alpha 0.5", "steer layer 4 alpha 0.25"]
     assert [one.digest for one in again.values()] == [one.digest for one in tried.values()]
     assert replace(again[figures["chosen"]], provenance=spec.provenance).digest == spec.digest
+
+
+RATE = 0.2
+
+
+def test_each_layer_has_a_gate_by_what_enters_it(vlm: Vlm) -> None:
+    """The common sensor ends at layer 3 and is of no use to this candidate."""
+    sensor = {"layers": [2, 3], "readings": 2, "ridges": [1.0], "false_positive_rate": RATE}
+    layers = {"layers": [4, 3, 5], "together": True, "gates": "each"}
+    spec, figures, _ = fitted(vlm, STEER | layers | {"strengths": [0.25]}, sensor=sensor)
+    assert figures["chosen"] == "steer layers 3+4+5 alpha 0.25, gates each"
+    assert [(edit.site.layer, edit.gate) for edit in spec.edits] == [(3, 0), (4, 1), (5, 2)]
+    assert [str(site) for s in spec.sensors for site in s.sites] == [
+        "layers.2.residual", "layers.3.residual", "layers.4.residual",
+    ]  # fmt: skip
+    assert [figure["sites"] for figure in figures["sensors"]] == [
+        [str(site) for site in each.sites] for each in spec.sensors
+    ]
+    for figure, each in zip(figures["sensors"], spec.sensors, strict=True):
+        assert figure["thresholds"] == pytest.approx(each.thresholds)
+        assert max(figure["harmless_open_rate"].values()) <= RATE
+        assert not each.pools
 
 
 TRAPS: dict[str, tuple[dict[str, Any], str, str, type[GuardbakeError], int, str]] = {

@@ -152,12 +152,15 @@ MakeGuarded = Callable[[Profile, tuple[str, str]], Guarded]
 
 @pytest.fixture(scope="session")
 def make_guarded(plain: Path, guard: Callable[..., GuardSpec]) -> MakeGuarded:
-    """(gate, edits of both layers) -> the guarded decoder, beside the plain one."""
+    """(gate, edits of both layers) -> the guarded decoder, beside the plain one.
 
-    def make(gate: Profile | Literal["pooling"], kinds: tuple[str, str]) -> Guarded:
+    pooling: sequence, its sensor averages. each: sequence, a gate for either layer.
+    """
+
+    def make(gate: Profile | Literal["pooling", "each"], kinds: tuple[str, str]) -> Guarded:
         one, other = (
             guard(
-                "sequence" if gate == "pooling" else gate,
+                "sequence" if gate in ("pooling", "each") else gate,
                 kind,
                 width=WIDTH,
                 layers=LAYERS,
@@ -165,6 +168,7 @@ def make_guarded(plain: Path, guard: Callable[..., GuardSpec]) -> MakeGuarded:
                 edits=(0, 1),
                 gains=kind != "replace",
                 pools=gate == "pooling",
+                later=(Site(0, "residual"),) if gate == "each" else (),
             )
             for kind in kinds
         )

@@ -76,6 +76,7 @@ def test_the_record_survives_json(record: tuple[EngineRecord, Path]) -> None:
         ("token", ("astra", "add")),
         ("sequence", ("care sequential", "project")),
         ("pooling", ("care", "steer")),
+        ("each", ("add", "steer")),
         ("sequence", ("replace", "replace")),
     ],
 )
@@ -93,7 +94,7 @@ def test_every_gate_and_every_edit_compiles(
         tmp_path / "e",
         backend=backend,
         capabilities=("SM89",),
-        profile=dataclasses.replace(profile, split_decode=gate in ("sequence", "pooling")),
+        profile=dataclasses.replace(profile, split_decode=gate not in ("always", "token")),
         guard_nodes=guarded.nodes,
     )
     assert len(made.guard) == len(guarded.nodes)

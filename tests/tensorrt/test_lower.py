@@ -29,7 +29,7 @@ def _without_marks(lowered: LoweredGraph) -> bytes:
     return bytes(ir.to_proto(lowered.model).SerializeToString())
 
 
-@pytest.mark.parametrize("gate", ["always", "token", "sequence"])
+@pytest.mark.parametrize("gate", ["always", "token", "sequence", "each"])
 def test_the_copy_computes_the_same(gate: Any, make_guarded: Any) -> None:
     guarded = make_guarded(gate, ("care", "astra"))
     rng = np.random.default_rng(2)
@@ -41,7 +41,7 @@ def test_the_copy_computes_the_same(gate: Any, make_guarded: Any) -> None:
         for name in ("key", "value"):
             past = rng.standard_normal((3, 2, 2, 8)).astype(np.float32)
             feeds[f"past_key_values.{layer}.{name}"] = past
-    if gate == "sequence":
+    if gate in ("sequence", "each"):
         feeds["guard_state"] = np.array([0, -3, 2], np.int64)
     lowered = lower_graph(guarded.path, read_graph(guarded.path))
     folder = guarded.path.parent

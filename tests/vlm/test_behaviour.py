@@ -96,11 +96,35 @@ def test_gates_are_the_runner_s(vlm: Vlm, questions: Questions, guard: Any, prof
         batch = _alone(vlm, sample)
         trace = TorchRunner(vlm, spec_of(guard, profile, 0.0)).run(batch, 1)
         assert trace.guard_score is not None
-        scores.append(float(trace.guard_score[0, -1]))
+        scores.append(float(trace.guard_score[0, -1, 0]))
     middle = float(np.sort(scores)[1:3].mean())
     opened = questions.opens(spec_of(guard, profile, middle))
     assert opened == [score > middle for score in scores]
     assert sum(opened) == 2
+
+
+def test_any_gate_opens_and_is_answered_anew(questions: Questions, guard: Any) -> None:
+    made: GuardSpec = guard(
+        "sequence", "steer", width=128, layers=6, sensor=Site(1, "residual"),
+        later=(Site(2, "residual"),), edits=(2, 4), threshold=0.0, strength=40.0,
+    )  # fmt: skip
+
+    def only(gate: int, limit: float) -> GuardSpec:
+        """One gate opens where its score is above `limit`, the other one never."""
+        sensors = list(replace(one, thresholds=(1e30,)) for one in made.sensors)
+        sensors[gate] = replace(sensors[gate], thresholds=(limit,))
+        return replace(made, sensors=tuple(sensors))
+
+    plain = questions.ask(None, TOKENS, quiet)
+    for gate in (0, 1):
+        scores = questions.scores(only(gate, 0.0))
+        spec = only(gate, float(np.sort(scores)[1:3].mean()))
+        opened = questions.opens(spec)
+        assert opened == (questions.scores(spec) > 0).tolist()
+        assert sum(opened) == 2
+        answers = questions.ask(spec, TOKENS, quiet)
+        assert answers == questions.ask(spec, TOKENS, quiet, undefended=plain)
+        assert [a == p for a, p in zip(answers, plain, strict=True)] == [not o for o in opened]
 
 
 @pytest.mark.parametrize("pools", [False, True])
@@ -114,9 +138,9 @@ def test_only_open_prompts_need_be_answered_anew(
         edits=(2, 4), pools=pools, threshold=0.0, strength=40.0,
     )  # fmt: skip
     shift = float(np.sort(questions.scores(made))[1:3].mean())
-    assert made.sensor is not None
-    limits = tuple(limit + shift for limit in made.sensor.thresholds)
-    spec = replace(made, sensor=replace(made.sensor, thresholds=limits))
+    (sensor,) = made.sensors
+    limits = tuple(limit + shift for limit in sensor.thresholds)
+    spec = replace(made, sensors=(replace(sensor, thresholds=limits),))
     opened = questions.opens(spec)
     plain = questions.ask(None, TOKENS, quiet, hot)
     whole = questions.ask(spec, TOKENS, quiet, hot)

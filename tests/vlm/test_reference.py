@@ -90,16 +90,20 @@ def forward(vlm: Vlm, guard: TorchGuard | None = None) -> dict[Site, np.ndarray]
     return seen
 
 
-def open_by_law(spec: GuardSpec, seen: dict[Site, np.ndarray]) -> tuple[Any, Any, Any]:
+def open_by_law(spec: GuardSpec, seen: dict[Site, np.ndarray]) -> tuple[list[Any], list[Any], Any]:
+    """(scores, open) of each gate, and the state of a sequence guard."""
     mask = inputs()[1].numpy()
-    if spec.sensor is None:
-        return None, np.ones(mask.shape, bool), None
-    sensor = spec.sensor
-    features = law.features([seen[site] for site in sensor.sites], sensor.readings)
-    score = law.score(features, sensor.thresholds)
-    if spec.profile == "token":
-        return score, law.gate_by_token(score, mask), None
-    return score, *law.gate_by_sequence(score, mask, -mask.sum(1))
+    scores, opens, states = [], [], []
+    for sensor in spec.sensors:
+        features = law.features([seen[site] for site in sensor.sites], sensor.readings)
+        scores.append(law.score(features, sensor.thresholds))
+        if spec.profile == "token":
+            opens.append(law.gate_by_token(scores[-1], mask))
+        else:
+            opened, state = law.gate_by_sequence(scores[-1], mask, -mask.sum(1))
+            opens.append(opened)
+            states.append(state)
+    return scores, opens, law.joint_state(states) if states else None
 
 
 @pytest.mark.parametrize("gains", [False, True])
@@ -111,21 +115,40 @@ def test_the_reference_computes_the_law(
     strength = 20.0 if kind == "astra" else 0.7  # as small as the FFN outputs are, it has no push
     spec = guard(profile, kind, strength=strength, threshold=0.0, gains=gains, **SHAPE)
     reference = TorchGuard(spec, -inputs()[1].sum(1))
-    seen = forward(vlm, reference)
-    score, opened, state = open_by_law(spec, seen)
+    computes_the_law(spec, reference, forward(vlm, reference))
+
+
+@pytest.mark.parametrize("kind", ["add", "steer"])
+@pytest.mark.parametrize("profile", ["token", "sequence"])
+def test_each_gate_opens_its_own_edit(vlm: Vlm, guard: Any, profile: str, kind: str) -> None:
+    """The second gate reads behind the first edit: of four prompts two open that, one the other."""
+    spec = guard(profile, kind, strength=0.7, later=(Site(3, "residual"),), **SHAPE)
+    for gate, opens in ((0, 2), (1, 1)):
+        reference = TorchGuard(spec, -inputs()[1].sum(1))
+        forward(vlm, reference)
+        ends = reference.scores[gate][:, -1].sort(descending=True).values
+        limit = float(spec.sensors[gate].thresholds[0] + ends[opens - 1 : opens + 1].mean())
+        sensors = list(spec.sensors)
+        sensors[gate] = replace(sensors[gate], thresholds=(limit,))
+        spec = replace(spec, sensors=tuple(sensors))
+    reference = TorchGuard(spec, -inputs()[1].sum(1))
+    computes_the_law(spec, reference, forward(vlm, reference))
+    assert [int(opened[:, -1].sum()) for opened in reference.opens] == [2, 1]
+
+
+def computes_the_law(spec: GuardSpec, reference: TorchGuard, seen: dict[Site, np.ndarray]) -> None:
+    scores, opens, state = open_by_law(spec, seen)
     scale = max(1.0, *(float(np.abs(array).max()) for array in seen.values()))
-    if score is None:
-        assert reference.score is None
-    else:
-        assert reference.score is not None
-        assert reference.open is not None
-        assert np.abs(reference.score.numpy() - score).max() < NOISE * scale
-        assert (reference.open.numpy() == opened).all()
+    assert len(reference.scores) == len(reference.opens) == len(spec.sensors)
+    for gate, (score, opened) in enumerate(zip(scores, opens, strict=True)):
+        assert np.abs(reference.scores[gate].numpy() - score).max() < NOISE * scale
+        assert (reference.opens[gate].numpy() == opened).all()
         assert 0 < opened.sum() < opened.size
     if state is not None:
         assert reference.state.tolist() == state.tolist()
     for edit in spec.edits:
         y = seen[edit.site]
+        opened = opens[edit.gate] if opens else np.ones(y.shape[:2], bool)
         expected = law.gated(y, law.edited(y, edit), opened)
         got = reference.edited[edit.site].numpy()
         assert np.abs(got - expected).max() < NOISE * scale
@@ -144,7 +167,7 @@ def test_replace_puts_in_what_the_text_said(vlm: Vlm, guard: Any) -> None:
     assert reference.text_sites == list(rows)
     reference.hear({site: torch.from_numpy(row) for site, row in rows.items()})
     seen = forward(vlm, reference)
-    _, opened, _ = open_by_law(spec, seen)
+    _, (opened,), _ = open_by_law(spec, seen)
     assert 0 < opened.sum() < opened.size
     for edit in spec.edits:
         y, branch = seen[edit.site], edit.branches[0]
@@ -206,7 +229,7 @@ def plain_sensor(guard: Any, profile: str) -> GuardSpec:
     """A sensor whose score is the first number of a token."""
     spec = guard(profile, "steer", width=2)
     one, none = np.array([1, 0], np.float32), np.zeros(2, np.float32)
-    return replace(spec, sensor=linear_sensor(Site(0, "residual"), one, none, 0.0))
+    return replace(spec, sensors=(linear_sensor(Site(0, "residual"), one, none, 0.0),))
 
 
 @st.composite
@@ -237,14 +260,13 @@ def test_the_gate_is_the_law_s(
         part, so_far = scores[:, start:stop], mask[:, :stop]
         reference.attention_mask = torch.from_numpy(so_far)
         x = np.stack([part, np.zeros_like(part)], axis=-1)
-        reference.read(reference.spec.sensor.readings[0], torch.from_numpy(x))
+        reference.read(0, reference.spec.sensors[0].readings[0], torch.from_numpy(x))
         if profile == "token":
             expected = law.gate_by_token(part, so_far)
         else:
             expected, state = law.gate_by_sequence(part, so_far, state)
             assert reference.state.tolist() == state.tolist()
-        assert reference.open is not None
-        assert reference.open.tolist() == expected.tolist()
+        assert reference.opens[0].tolist() == expected.tolist()
         start = stop
 
 
@@ -255,12 +277,12 @@ def test_a_prompt_whose_end_was_missed_opens(guard: Any) -> None:
     reference = TorchGuard(plain_sensor(guard, "sequence"), torch.from_numpy(state.copy()))
     reference.attention_mask = torch.from_numpy(mask)
     reference.read(
-        reference.spec.sensor.readings[0],
+        0,
+        reference.spec.sensors[0].readings[0],
         torch.from_numpy(np.stack([scores, np.zeros_like(scores)], axis=-1)),
     )
     expected, after = law.gate_by_sequence(scores, mask, state)
-    assert reference.open is not None
-    assert reference.open.tolist() == expected.tolist()
+    assert reference.opens[0].tolist() == expected.tolist()
     assert reference.state.tolist() == after.tolist() == [2, 1, -7]
 
 
@@ -278,7 +300,7 @@ def test_the_pooled_score_is_the_law_s(
     x = rng.standard_normal((2, *scores.shape, 2)).astype(np.float32)
     eye, none = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
     readings = tuple(Reading(Site(layer, "residual"), eye, none) for layer in (0, 1))
-    spec = replace(guard("sequence", "steer", width=2), sensor=Sensor(readings, (0.2, -0.1)))
+    spec = replace(guard("sequence", "steer", width=2), sensors=(Sensor(readings, (0.2, -0.1)),))
     reference = TorchGuard(spec, torch.from_numpy(state.copy()))
     memory, start = np.zeros((len(mask), 3)), 0
     for stop in stops:
@@ -289,15 +311,13 @@ def test_the_pooled_score_is_the_law_s(
         image = rng.random(so_far[:, start:].shape) < 0.4
         reference.image_mask = torch.from_numpy(image)
         for reading, part in zip(readings, parts, strict=True):
-            reference.read(reading, torch.from_numpy(part))
+            reference.read(0, reading, torch.from_numpy(part))
         f = law.features(parts, readings)
         expected, after = law.pooled_score(f, (0.2, -0.1), so_far, image, memory)
         opened, state = law.gate_by_sequence(expected, so_far, state, memory)
         memory, start = after, stop
-        assert reference.score is not None
-        assert np.abs(reference.score.numpy() - expected).max() < 1e-5  # float32 sums of a few
-        assert reference.open is not None
-        assert reference.open.tolist() == opened.tolist()
+        assert np.abs(reference.scores[0].numpy() - expected).max() < 1e-5  # float32 sums of a few
+        assert reference.opens[0].tolist() == opened.tolist()
         assert reference.state.tolist() == state.tolist()
 
 

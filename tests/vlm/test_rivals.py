@@ -168,7 +168,7 @@ def preference(vlm: Vlm, exchanges: list[Exchange], vectors: dict[Site, np.ndarr
     edits = tuple(
         Edit(site, "steer", (), np.float32(vectors[site])) for site in sorted(vectors, key=str)
     )
-    spec = GuardSpec(ModelIdentity("llava", 6, 128, "0" * 64), "spo", "always", None, edits)
+    spec = GuardSpec(ModelIdentity("llava", 6, 128, "0" * 64), "spo", "always", (), edits)
     rows = []
     for some in (exchanges[:6], exchanges[6:]):
         samples = [exchange.sample for exchange in some]

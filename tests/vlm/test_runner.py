@@ -267,7 +267,7 @@ def test_rows_are_decided_one_by_one(vlm: Vlm, guard: Any) -> None:
     width = batch.input_ids.shape[1]
     low = TorchRunner(vlm, spec_for(vlm, guard)).run(batch, 1)
     assert low.guard_score is not None
-    last = low.guard_score[:, width - 1]
+    last = low.guard_score[:, width - 1, 0]
     middle = float(np.sort(last)[1:].mean())
     found = TorchRunner(vlm, spec_for(vlm, guard, threshold=middle)).run(batch, STEPS)
     assert found.guard_state is not None
@@ -281,7 +281,7 @@ def test_taps_hold_the_edited_tensor(vlm: Vlm, guard: Any) -> None:
     assert list(trace.taps) == [tap_name(Site(EDITED, "ffn_output"))]
     (tap,) = trace.taps.values()
     assert trace.guard_open is not None
-    assert tap.shape[:2] == trace.guard_open.shape
+    assert tap.shape[:2] == trace.guard_open.shape[:2]
 
 
 # ---- sessions

@@ -25,6 +25,7 @@ import onnxruntime
 import torch
 
 from guardbake.artifact import load_guard
+from guardbake.bundle.manifest import GUARD
 from guardbake.check.golden import load_golden
 from guardbake.vlm.load import load_vlm
 from guardbake.vlm.runner import TorchRunner
@@ -74,8 +75,11 @@ def _session(folder: Path, threads: int, profile: str | None) -> onnxruntime.Inf
     )
 
 
-def _feeds(description: Description, tokens: int, past: int, guarded: bool) -> dict[str, Any]:
-    """One sequence of `tokens` new tokens after `past` cached ones; open, so that all edits run."""
+def _feeds(description: Description, tokens: int, past: int, gates: int) -> dict[str, Any]:
+    """One sequence of `tokens` new tokens after `past` cached ones; open, so that all edits run.
+
+    gates: of the guard, 0 without one.
+    """
     rng = np.random.default_rng(0)
     shape = (1, description.kv_heads, past, description.head_dim)
     positions = np.arange(past, past + tokens)[None]
@@ -90,19 +94,20 @@ def _feeds(description: Description, tokens: int, past: int, guarded: bool) -> d
         for kind in ("key", "value"):
             cache = rng.standard_normal(shape).astype(np.float32)
             feeds[f"past_key_values.{layer}.{kind}"] = cache
-    if guarded:
-        feeds["guard_state"] = np.array([2], np.int64)
+    if gates:
+        feeds["guard_state"] = np.array([2**gates], np.int64)
     return feeds
 
 
 def _overhead(bundle: Path, unguarded: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Ratios of median wall times; the three sessions take turns in rotating order."""
     description = read_description(bundle)
+    gates = len(load_guard(bundle / GUARD).sensors)
     arms = {"guarded": bundle, "unguarded": unguarded, "control": unguarded}
     sessions = {name: _session(folder, threads, None) for name, folder in arms.items()}
     result = {}
     for case, tokens, past in (("prefill", PREFILL, 0), ("decode", 1, PAST)):
-        feeds = {n: _feeds(description, tokens, past, n == "guarded") for n in arms}
+        feeds = {n: _feeds(description, tokens, past, gates * (n == "guarded")) for n in arms}
         times: dict[str, list[float]] = {name: [] for name in arms}
         names = list(arms)
         repeats = rounds * (1 if tokens > 1 else 20)
@@ -125,11 +130,12 @@ def _overhead(bundle: Path, unguarded: Path, rounds: int, threads: int) -> dict[
 def _profile(bundle: Path, threads: int) -> dict[str, Any]:
     """The guard's share of kernel time, by the names of its nodes."""
     description = read_description(bundle)
+    gates = len(load_guard(bundle / GUARD).sensors)
     result = {}
     for case, tokens, past in (("prefill", PREFILL, 0), ("decode", 1, PAST)):
         with tempfile.TemporaryDirectory() as folder:
             session = _session(bundle, threads, str(Path(folder) / "profile"))
-            feeds = _feeds(description, tokens, past, True)
+            feeds = _feeds(description, tokens, past, gates)
             for _ in range(10):
                 session.run(["logits"], feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -150,7 +156,7 @@ def _speed(bundle: Path, checkpoint: Path, rounds: int, threads: int) -> dict[st
     runs, _ = load_golden(bundle / "golden.safetensors")
     batch, truth = next(iter(runs.values()))
     steps = truth.tokens.shape[1]
-    spec = load_guard(bundle / "guard.safetensors")
+    spec = load_guard(bundle / GUARD)
     arms = {
         "onnx": OnnxRunner(bundle, threads=threads),
         "torch": TorchRunner(load_vlm(str(checkpoint)), spec),

@@ -37,7 +37,8 @@ WIDTH = 0.2  # of the smooth gate, in |s0|
 
 class Measured(NamedTuple):
     """surprise [N] float64: of the wanted turn, nats a token. score [N] float64: at the prompt's
-    last token, None without a gate; for a canned arm the surprise is the unguarded model's."""
+    last token, the largest of the gates', None without one; for a canned arm the surprise is the
+    unguarded model's."""
 
     surprise: Floats
     score: Floats | None
@@ -88,7 +89,7 @@ class Compliance:
         )
         session = Session(self._vlm, prompt, self._arm.spec)
         spec, edits = self._arm.spec, self._arm.edits is not None
-        gated = spec is not None and spec.sensor is not None
+        gated = spec is not None and bool(spec.sensors)
         if session.guard is not None and gated and (soft or not edits):
             heard = session.guard.text
             session.guard = SoftGuard(session.guard.spec, prompt.mask, WIDTH * self._unit, edits)
@@ -96,8 +97,8 @@ class Compliance:
         score = None
         with merged(self._vlm, self._arm.tuned), session.guarded():
             hidden = session.feed(prompt.mask.shape[1])[:, -1:]
-            if gated and session.guard is not None and session.guard.score is not None:
-                score = session.guard.score[:, -1]
+            if gated and session.guard is not None:
+                score = torch.stack(session.guard.scores)[..., -1].amax(0)
             if self._turns.shape[1] > 1:
                 hidden = torch.cat([hidden, session.step(self._turns[:, :-1])], 1)
         named = session.logits(hidden).log_softmax(-1).gather(-1, self._turns[..., None])[..., 0]

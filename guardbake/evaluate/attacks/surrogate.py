@@ -26,21 +26,19 @@ class SoftGuard(TorchGuard):
         self._columns = prompt.shape[1]
         self._width = width
         self._editing = edits
-        self._verdict: Tensor | None = None
+        self._verdicts: dict[int, Tensor] = {}
 
-    def where_open(self, edited: Tensor, y: Tensor) -> Tensor:
+    def where_open(self, gate: int, edited: Tensor, y: Tensor) -> Tensor:
         """The blend of `edited` and y wherever an open gate would have put `edited`."""
         if not self._editing:
             return y
-        assert self.score is not None
         touched = self.attention_mask[:, -y.shape[1] :].to(y.dtype)
         if self.spec.profile == "token":
-            opened = torch.sigmoid(self.score / self._width)
+            opened = torch.sigmoid(self.scores[gate] / self._width)
         else:
             if self.attention_mask.shape[1] == self._columns:
-                self._verdict = self.score[:, -1:]
+                self._verdicts[gate] = self.scores[gate][:, -1:]
                 touched = torch.zeros_like(touched)
                 touched[:, -1] = 1  # of the prompt its last token alone
-            assert self._verdict is not None
-            opened = torch.sigmoid(self._verdict / self._width)
+            opened = torch.sigmoid(self._verdicts[gate] / self._width)
         return y + (touched * opened.to(y.dtype))[..., None] * (edited - y)
