@@ -73,7 +73,7 @@ def fit_sensor(
     prompts was tried first: within their own sources every sensor finds nearly all, and what tells
     sensors apart is harm from elsewhere. The choice makes the promised rate slightly optimistic.
     """
-    held = _HeldOut(held_out, _groups(_forms(fitting), bool(plan.pooling)), plan.rate)
+    held = _HeldOut(held_out, bool(plan.pooling), plan.rate)
     tried = [
         _Tried(held.detected(_scores(held_out, view)), view, ridge)
         for sites in _site_sets(plan)
@@ -122,12 +122,12 @@ class _Tried:
 class _HeldOut:
     """Held-out prompts, in groups of forms that share a threshold."""
 
-    def __init__(
-        self, activations: Activations, groups: Sequence[Sequence[Form]], rate: float
-    ) -> None:
+    def __init__(self, activations: Activations, apart: bool, rate: float) -> None:
+        """apart: whether requests with an image have a threshold of their own."""
         rows = _forms(activations)
         harmful = activations.where(lambda s: s.label == "harmful")
-        self._groups = [[form for form in group if form in rows] for group in groups]
+        pictured = [form for form in rows if form != IMAGELESS]
+        self._groups = [[IMAGELESS], pictured] if apart else [list(rows)]
         self._bad = {form: rows[form] & harmful for form in rows}
         self._good = {form: rows[form] & ~harmful for form in rows}
         self._rate = rate
@@ -144,11 +144,16 @@ class _HeldOut:
         limits = {form: c.threshold for c, group in pairs for form in group}
         return {f: float((scores[self._bad[f]] > limit).mean()) for f, limit in limits.items()}
 
-    def gaps(self, scores: Matrix) -> dict[Form, float]:
-        """How far below the first image form's own threshold each other one's lies."""
-        forms = [form for form in self._good if form != IMAGELESS]
-        own = {form: upper_quantile(scores[self._good[form]], self._rate) for form in forms}
-        return {form: own[forms[0]] - own[form] for form in forms[1:]}
+    def gaps(self, scores: Matrix, first: Form, others: Iterable[Form]) -> dict[Form, float]:
+        """How far below the first form's own threshold each other one's lies."""
+        if first not in self._good:
+            return {}
+        own = {
+            form: upper_quantile(scores[self._good[form]], self._rate)
+            for form in (first, *others)
+            if form in self._good
+        }
+        return {form: own[first] - limit for form, limit in own.items() if form != first}
 
     def detected(self, scores: Matrix) -> float:
         return float(np.mean(list(self.detection(scores).values())))
@@ -230,9 +235,12 @@ def _side_by_side(
     return np.concatenate(tables, axis=1), np.array(centres), np.array(scales)
 
 
-def _raising(fitting: Activations, sites: tuple[Site, ...], ridge: float) -> dict[Form, Matrix]:
-    """By image form but the first: columns [n, d] along which its rows lie 1 above the first's, on
-    average and all other forms' with them, and vary as little as may be within forms."""
+def _raising(
+    fitting: Activations, sites: tuple[Site, ...], ridge: float
+) -> tuple[Form, dict[Form, Matrix]]:
+    """The first image form, and by other one: columns [n, d] along which its rows lie 1 above the
+    first's, on average and all other forms' with them, and vary as little as may be within forms.
+    """
     forms = [form for form in _forms(fitting) if form != IMAGELESS]
     rows, harmful = _forms(fitting), fitting.where(lambda s: s.label == "harmful")
     images = fitting.where(lambda s: s.form != IMAGELESS)
@@ -245,7 +253,7 @@ def _raising(fitting: Activations, sites: tuple[Site, ...], ridge: float) -> dic
     # least squares: forms of the same mean cannot be raised apart, and are left as they are
     unit = solved @ np.linalg.lstsq(apart.T @ solved, np.eye(len(forms) - 1), rcond=None)[0]
     shaped = unit.T.reshape(len(forms) - 1, *centres.shape) / scales[:, None]
-    return dict(zip(forms[1:], shaped, strict=True))
+    return forms[0], dict(zip(forms[1:], shaped, strict=True))
 
 
 def _scores(activations: Activations, view: _View) -> Matrix:
@@ -270,11 +278,11 @@ def _views(
     if not weights:
         yield _View(last)
         return
-    pooled, raising = _pooled(fitting, sites, ridge), _raising(fitting, sites, ridge)
+    pooled, (first, raising) = _pooled(fitting, sites, ridge), _raising(fitting, sites, ridge)
     for weight in weights:
         view = _View(last, pooled.scaled(weight), weight)
         yield view
-        gaps = held.gaps(_scores(held_out, view))
+        gaps = held.gaps(_scores(held_out, view), first, raising)
         if gaps:
             raised = pooled.scaled(weight).plus(gap * raising[f] for f, gap in gaps.items())
             yield _View(last, raised, weight, True)
@@ -288,13 +296,6 @@ def _site_sets(plan: SensorPlan) -> Iterator[tuple[Site, ...]]:
     for count in range(2, min(plan.readings, len(ordered)) + 1):
         places = np.round(np.linspace(0, len(ordered) - 1, count)).astype(int)
         yield tuple(ordered[place] for place in places)
-
-
-def _groups(forms: Mapping[Form, Flags], apart: bool) -> list[list[Form]]:
-    """Which forms share a threshold."""
-    if not apart:
-        return [list(forms)]
-    return [[IMAGELESS], [form for form in forms if form != IMAGELESS]]
 
 
 def _forms(activations: Activations) -> dict[Form, Flags]:

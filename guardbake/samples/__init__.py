@@ -17,7 +17,10 @@ from guardbake.errors import UsageError
 Label = Literal["harmful", "harmless"]
 Form = Literal["text", "blank", "natural", "typographic", "image"]
 FORMS: tuple[Form, ...] = ("text", "blank", "typographic")
-"""The forms that a bake draws from words."""
+"""The forms that a bake draws from words, to fit edits and to choose among them."""
+SENSED: tuple[Form, ...] = ("text", "blank", "natural", "typographic")
+"""The forms that a gate is calibrated on and that a certificate counts. A gate that has not seen
+natural pictures opens on harmless words beside them, or stays shut on harmful ones."""
 Picture = Path | bytes
 """A picture as it is stored: a file, or the bytes of one that stands inside another file."""
 

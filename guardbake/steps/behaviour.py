@@ -14,7 +14,7 @@ from guardbake.evaluate.judges import judge
 from guardbake.evaluate.table import GREEDY, Group, Table, table_of
 from guardbake.fit.gate import detection_at
 from guardbake.recipe import BehaviourSection
-from guardbake.samples import FORMS, Form, Label, Sample
+from guardbake.samples import SENSED, Form, Label, Sample
 from guardbake.spec import GuardSpec
 from guardbake.steps.fit import Advance
 from guardbake.steps.split import Splits
@@ -38,7 +38,7 @@ def measure(
     """
     questions = Questions(
         vlm,
-        splits.samples("test"),
+        splits.samples("test", SENSED),
         typography,
         batch_size,
         lambda done, total: advance("reading the test split", done, total),
@@ -89,7 +89,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The table, the two declared budgets and whether they hold, as JSON values."""
     ratio = _attack_ratio(table)
-    rises = {form: _harmless_rise(table, form) for form in FORMS}
+    rises = {form: _harmless_rise(table, form) for form in SENSED}
     return {
         "table": table.to_json(),
         "markdown": table.to_markdown(),

@@ -19,11 +19,11 @@ from guardbake.evaluate.judges import KeywordJudge
 from guardbake.evaluate.table import GREEDY, Group, table_of
 from guardbake.recipe import Recipe
 from guardbake.recipe_evaluate import EvaluateSection
-from guardbake.samples import FORMS, Sample
+from guardbake.samples import SENSED, Sample
 from guardbake.samples.typography import Tokenizer
 from guardbake.spec import GuardSpec
 from guardbake.steps.families import Column, columns
-from guardbake.steps.fit import FIT_FORMS
+from guardbake.steps.fit import SENSOR_FORMS
 from guardbake.steps.judging import Judging
 from guardbake.steps.records import read_record, write_record
 from guardbake.steps.searches import Searches
@@ -139,8 +139,8 @@ class Evaluation:
             "model": self._vlm.model_digest,
             "arms": [arm.record for arm in self._arms],
             "settings": self.section.model_dump(mode="json"),
-            "fitted_on": list(FIT_FORMS),
-            "validated_on": list(FORMS),
+            "fitted_on": list(SENSOR_FORMS),
+            "validated_on": list(SENSED),
             "table": table.to_json(),
             "markdown": table.to_markdown(),
             "judges": [self._judged(judge, groups) for judge in self._judges],

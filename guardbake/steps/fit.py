@@ -16,7 +16,7 @@ from guardbake.evaluate.judges import judge
 from guardbake.fit.candidates import candidates
 from guardbake.fit.sign_test import Budget, Outcome, choose
 from guardbake.recipe import Recipe
-from guardbake.samples import FORMS, Form, Sample
+from guardbake.samples import SENSED, Form, Sample
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity
 from guardbake.steps.contrasts import attribution_for, capture_contrasts
@@ -30,6 +30,9 @@ from guardbake.vlm.requests import Typography
 
 _NAMES = "candidates.json"
 FIT_FORMS: tuple[Form, ...] = ("text", "typographic")
+"""The forms that edits are fitted on."""
+SENSOR_FORMS: tuple[Form, ...] = ("text", "natural", "typographic")
+"""The forms that a gate's directions are fitted on, unless it pools: then on all of `SENSED`."""
 
 
 class Advance(Protocol):
@@ -53,7 +56,9 @@ def fit_guard(
     """
     section, size = recipe.fit.contest, recipe.batch_size
     sites = every_site(vlm)
-    forms = FIT_FORMS if section.sensor is None or not section.sensor.pooling else FORMS
+    forms = FIT_FORMS if section.sensor is None else SENSOR_FORMS
+    if section.sensor is not None and section.sensor.pooling:
+        forms = SENSED
     fitting = capture(
         vlm,
         splits.samples("fit", forms),

@@ -11,6 +11,7 @@ from guardbake.activations import Activations
 from guardbake.fit.candidates import Candidate
 from guardbake.fit.sensor import SensorPlan, SensorReport, fit_sensor
 from guardbake.recipe import FitSection, SensorSection
+from guardbake.samples import SENSED
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, ModelIdentity, Profile, Sensor
 from guardbake.steps.split import Splits
@@ -83,7 +84,7 @@ def fit_gates(
     }
     held_out = capture(
         vlm,
-        splits.samples("calibrate"),
+        splits.samples("calibrate", SENSED),
         sorted({*sites, *entering.values()}, key=lambda site: site.depth),
         typography,
         size,
