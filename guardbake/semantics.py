@@ -5,7 +5,8 @@ Sensors read scores, a gate each decides, one edit per site changes the FFN outp
     features f   = sum_r (x_r - mu_r) D_r                 x_r at the sensor's sites, D_r [d, C]
     score    s   = f_last - tau                           C = 1: one threshold for every request
              s   = f_last - tau_text                      C = 2: no image token up to here, else
-                   f_last + mean(f_pooled) - tau_visual   mean over the image tokens up to here
+                   f_last + max(-tau_visual, mean(f_pooled) - tau_pooled)     mean over the image
+                                                          tokens up to here: they can only accuse
     branch   z_m = (y - mu_m) Q_m                         Q_m [d, k_m] orthonormal
     part     p_m = alpha_m (gains_m * z_m) Q_m^T          gains_m [k_m], all ones unless given
     size     n_m = ||p_m||                                == alpha_m ||gains_m * z_m||
@@ -88,17 +89,19 @@ def pooled_score(
 ) -> tuple[Array, Array]:
     """Scores [B, S] from features f [B, S, 2], and the next memory.
 
-    thresholds: for requests without and with an image. attention_mask [B, P + S]; image_mask
-    [B, S] bool, the call's image tokens; memory [B, 3] is zeros before the first call. A token's
-    score depends on it and on earlier tokens alone, so whole, chunked, cached and padded runs
-    agree.
+    thresholds: for requests without an image, with one, and with one whose image tokens count.
+    What image tokens say can raise a score and never lower it: a picture of a kind that nothing was
+    fitted on, or one made to that end, does not silence the last token.
+    attention_mask [B, P + S]; image_mask [B, S] bool, the call's image tokens; memory [B, 3] is
+    zeros before the first call. A token's score depends on it and on earlier tokens alone, so
+    whole, chunked, cached and padded runs agree.
     """
-    text, visual = (f.dtype.type(threshold) for threshold in thresholds)
+    text, visual, pooled = (f.dtype.type(threshold) for threshold in thresholds)
     real = attention_mask[:, -f.shape[1] :] == 1
     image = image_mask & real
     total = memory[:, SUM, None] + np.cumsum(np.where(image, f[..., POOLED], 0), axis=1)
     images = memory[:, IMAGES, None] + np.cumsum(image, axis=1)
-    seen = f[..., LAST] + total / np.maximum(images, 1) - visual
+    seen = f[..., LAST] + np.maximum(-visual, total / np.maximum(images, 1) - pooled)
     scores = np.where(images > 0, seen, f[..., LAST] - text)
     tokens = memory[:, TOKENS] + real.sum(axis=1)
     after = np.stack([total[:, -1], images[:, -1], tokens], axis=1)

@@ -120,8 +120,7 @@ class Reading:
 class Sensor:
     """The score of `semantics`: positive is harmful. readings in layer order, of one width.
 
-    thresholds, in units of the score: one with readings of one column; with readings of two the
-    one for requests without an image and the one for requests with.
+    thresholds, in units of the score: one, or with two columns those of `semantics.pooled_score`.
     """
 
     readings: tuple[Reading, ...]
@@ -133,9 +132,10 @@ class Sensor:
         if not sites or sites != tuple(sorted(set(sites), key=lambda site: site.depth)):
             _refuse(where, f"readings at {[str(s) for s in sites]}", "distinct sites in order")
         shapes = {reading.directions.shape for reading in self.readings}
-        if len(shapes) != 1 or {shape[1] for shape in shapes} != {len(self.thresholds)}:
+        wanted = {2 * shape[1] - 1 for shape in shapes}
+        if len(shapes) != 1 or wanted != {len(self.thresholds)}:
             found = f"{len(self.thresholds)} thresholds, directions {sorted(shapes)}"
-            _refuse(where, found, "one width, and as many thresholds as columns")
+            _refuse(where, found, "one width, one threshold a column or three for two")
         for threshold in self.thresholds:
             _finite(threshold, f"{where}: threshold")
         if not any(reading.directions[:, 0].any() for reading in self.readings):
@@ -148,7 +148,7 @@ class Sensor:
     @property
     def pools(self) -> bool:
         """Whether image tokens are averaged: that takes their mask, and a memory between calls."""
-        return len(self.thresholds) == 2
+        return len(self.thresholds) > 1
 
     @property
     def width(self) -> int:

@@ -95,8 +95,8 @@ def small_guard(
         return Reading(site, np.stack([unit() for _ in range(columns)], axis=1), vector())
 
     sites = sensor if isinstance(sensor, tuple) else (sensor,)
-    limits = (threshold, threshold + 0.2) if pools else (threshold,)
-    sensors = [Sensor(tuple(reading(site, len(limits)) for site in sites), limits)]
+    limits = (threshold, threshold + 0.2, threshold + 0.1) if pools else (threshold,)
+    sensors = [Sensor(tuple(reading(site, 1 + pools) for site in sites), limits)]
     sensors += [Sensor((reading(site, 1),), (threshold,)) for site in later]
     changes = tuple(edit(index, layer) for index, layer in enumerate(edits))
     identity = ModelIdentity(family, layers, width, "0" * 64)

@@ -43,7 +43,7 @@ FEATURES = np.array(
 )
 PICTURES = np.array([[False, True, True, False], [True, False, False, False]])
 MASK = np.array([[1, 1, 1, 1], [0, 1, 1, 1]])
-LIMITS = (0.5, 0.25)
+LIMITS = (0.5, 0.25, 0.25)
 
 
 def test_a_pooled_score_averages_the_image_tokens_so_far() -> None:
@@ -51,6 +51,14 @@ def test_a_pooled_score_averages_the_image_tokens_so_far() -> None:
     assert scores[0].tolist() == [0.5, 2.75, 3.75, 3.75]  # no image yet, then means 2, 3, 3
     assert scores[1, 1:].tolist() == [1.5, 2.5, 3.5]  # what looks like an image is padding
     assert memory.tolist() == [[6.0, 2.0, 4.0], [0.0, 0.0, 3.0]]
+
+
+def test_image_tokens_accuse_and_never_acquit() -> None:
+    """Row 0's last two tokens: the pooled mean is 3, its own threshold further and further off."""
+    for limit, expected in ((0.25, 3.75), (2.0, 2.0), (3.25, 0.75), (30.0, 0.75)):
+        limits = (0.5, 0.25, limit)
+        scores, _ = law.pooled_score(FEATURES, limits, MASK, PICTURES, np.zeros((2, 3)))
+        assert scores[0, 2:].tolist() == [expected, expected]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])

@@ -124,7 +124,7 @@ def alike(count: int) -> np.ndarray:
     [
         ((), (0.0,), "readings"),
         ((Reading(Site(0, "residual"), alike(1), zeros()),), (0.0, 0.0), "thresholds"),
-        ((Reading(Site(0, "residual"), alike(2), zeros()),), (0.0,), "thresholds"),
+        ((Reading(Site(0, "residual"), alike(2), zeros()),), (0.0, 0.0), "thresholds"),
         ((Reading(Site(0, "residual"), alike(1), zeros()),), (), "thresholds"),
         ((Reading(Site(0, "residual"), alike(1), zeros()),) * 2, (0.0,), "distinct"),
     ],
@@ -214,7 +214,7 @@ def sensor(site: Site, width: int = 4) -> Sensor:
 def pooling(one: Sensor) -> Sensor:
     (reading,) = one.readings
     both = replace(reading, directions=np.repeat(reading.directions, 2, axis=1))
-    return Sensor((both,), one.thresholds * 2)
+    return Sensor((both,), one.thresholds * 3)
 
 
 SENSOR = sensor(Site(0, "residual"))

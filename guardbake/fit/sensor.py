@@ -1,10 +1,11 @@
 """Fit the sensor: a shrunken discriminant over several sites, judged by what it detects elsewhere.
 
 The rows of the sites are scaled alike and stand side by side; one direction through all of them is
-one MatMul a site in the graph. A pooling sensor adds what the image tokens say on average, and has
-a threshold of its own for requests with an image (METHODS 8: the sensor does the protecting). What
-image tokens say also tells drawn requests from pictures without words, whose scores need another
-threshold: levelled, the pooled direction raises each form until one threshold serves them all.
+one MatMul a site in the graph. A pooling sensor adds what the image tokens say on average where
+that accuses, and has thresholds of its own for requests with an image (METHODS 8: the sensor does
+the protecting). What image tokens say also tells drawn requests from pictures without words, whose
+scores need another threshold: levelled, the pooled direction raises each form until one threshold
+serves them all.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ IMAGELESS: Form = "text"
 class SensorPlan:
     """What is tried. readings: most sites read together. ridges: relative to tr(C)/d. rate: the
     promised false-positive rate. pooling: weights of the image tokens' mean beside the last token,
-    both in harmless standard deviations; with any, the sensor has two thresholds, for requests
-    without and with an image."""
+    both in harmless standard deviations; with any, the sensor has the thresholds of
+    `semantics.pooled_score`."""
 
     sites: Sequence[Site]
     readings: int
@@ -98,12 +99,14 @@ def fit_sensor(
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """What a sensor reads: pooled, if it pools, has its weight in it."""
+    """What a sensor reads: pooled, if it pools, has its weight in it. lift: how much higher the
+    threshold lies where the image tokens count."""
 
     last: _Direction
     pooled: _Direction | None = None
     weight: float = 0.0
     levelled: bool = False
+    lift: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +157,15 @@ class _HeldOut:
             if form in self._good
         }
         return {form: own[first] - limit for form, limit in own.items() if form != first}
+
+    def lift(self, alone: Matrix, counted: Matrix) -> float:
+        """How much higher than without them the rate's threshold lies if image tokens count."""
+        pictured = [rows for form, rows in self._good.items() if form != IMAGELESS]
+        below, above = (
+            max(upper_quantile(scores[rows], self._rate) for rows in pictured)
+            for scores in (alone, counted)
+        )
+        return above - below
 
     def detected(self, scores: Matrix) -> float:
         return float(np.mean(list(self.detection(scores).values())))
@@ -257,11 +269,13 @@ def _raising(
 
 
 def _scores(activations: Activations, view: _View) -> Matrix:
+    """By the law, but for the threshold."""
     scores = view.last.scores(activations.last)
     if view.pooled is None:
         return scores
+    accused = np.maximum(0, view.pooled.scores(activations.image_mean) - view.lift)
     images = activations.where(lambda s: s.form != IMAGELESS)
-    return np.asarray(scores + np.where(images, view.pooled.scores(activations.image_mean), 0))
+    return np.asarray(scores + np.where(images, accused, 0))
 
 
 def _views(
@@ -279,13 +293,17 @@ def _views(
         yield _View(last)
         return
     pooled, (first, raising) = _pooled(fitting, sites, ridge), _raising(fitting, sites, ridge)
+    images = held_out.where(lambda s: s.form != IMAGELESS)
+    alone = last.scores(held_out.last)
     for weight in weights:
-        view = _View(last, pooled.scaled(weight), weight)
-        yield view
-        gaps = held.gaps(_scores(held_out, view), first, raising)
+        weighted = pooled.scaled(weight)
+        counted = alone + np.where(images, weighted.scores(held_out.image_mean), 0)
+        yield _View(last, weighted, weight, False, held.lift(alone, counted))
+        gaps = held.gaps(counted, first, raising)
         if gaps:
-            raised = pooled.scaled(weight).plus(gap * raising[f] for f, gap in gaps.items())
-            yield _View(last, raised, weight, True)
+            level = weighted.plus(gap * raising[form] for form, gap in gaps.items())
+            counted = alone + np.where(images, level.scores(held_out.image_mean), 0)
+            yield _View(last, level, weight, True, held.lift(alone, counted))
 
 
 def _site_sets(plan: SensorPlan) -> Iterator[tuple[Site, ...]]:
@@ -304,15 +322,17 @@ def _forms(activations: Activations) -> dict[Form, Flags]:
 
 
 def _assembled(view: _View, thresholds: Sequence[float]) -> Sensor:
-    """The spec's sensor. A reading has one centre for both columns: the threshold for requests
-    with an image takes up what the pooled column is moved by."""
+    """The spec's sensor. A reading has one centre for both columns: the threshold of requests
+    whose image tokens count takes up what the pooled column is moved by."""
     last, pooled, limits = view.last, view.pooled, list(thresholds)
+    if pooled is not None:
+        limits.append(limits[1] + view.lift)
     readings = []
     for index, (site, column) in enumerate(zip(last.sites, last.columns, strict=True)):
         centre, columns = last.centres[index], [column]
         if pooled is not None:
             columns.append(pooled.columns[index])
-            limits[1] += float((pooled.centres[index] - centre) @ pooled.columns[index])
+            limits[2] += float((pooled.centres[index] - centre) @ pooled.columns[index])
         readings.append(Reading(site, _f32(np.stack(columns, axis=1)), _f32(centre)))
     return Sensor(tuple(readings), tuple(limits))
 

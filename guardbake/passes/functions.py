@@ -99,7 +99,7 @@ def sensor_function(name: str, readings: int, opset: int) -> ir.Function:
 
 
 def pooling_sensor_function(name: str, readings: int, opset: int) -> ir.Function:
-    """(features [B,S,2] of each reading, thresholds [2], attention_mask [B,P+S], image_mask [B,S]
+    """(features [B,S,2] of each reading, thresholds [3], attention_mask [B,P+S], image_mask [B,S]
     bool, memory [B,3]) -> score [B,S], memory_out [B,3], forgotten [B,1] bool."""
     op, f = _summed(readings, ["attention_mask", "image_mask", "memory"])
 
@@ -120,8 +120,9 @@ def pooling_sensor_function(name: str, readings: int, opset: int) -> ir.Function
     ones = op("Cast", [image], {"to": ir.DataType.FLOAT})
     images = op("Add", [carried(IMAGES), op("CumSum", [ones, axis])])
     mean = op("Div", [total, op("Max", [images, op.constant(1.0, np.float32)])])
-    text, visual = (column(op.inputs["thresholds"], index) for index in (0, 1))
-    seen = op("Sub", [op("Add", [last, mean]), visual])
+    text, visual, pooled = (column(op.inputs["thresholds"], index) for index in range(3))
+    seen = op("Sub", [op("Add", [last, mean]), pooled])
+    seen = op("Max", [op("Sub", [last, visual]), seen])
     plain = op("Sub", [last, text])
     score = op("Where", [op("Greater", [images, zero]), seen, plain])
     here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.FLOAT}), op.ints(1)])

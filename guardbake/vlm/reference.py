@@ -95,14 +95,15 @@ class TorchGuard:
     def _pool(self, features: Tensor, real: Tensor, sensor: Sensor) -> Tensor:
         """Scores [B, S] that average over the image tokens so far; moves `memory` on."""
         last, pooled = features.unbind(-1)
-        text, visual = sensor.thresholds
+        text, visual, pooled_limit = sensor.thresholds
         image = self.image_mask & real
         total = self.memory[:, :1] + torch.where(image, pooled.double(), 0.0).cumsum(1)
         count = self.memory[:, 1:2] + image.cumsum(1)
         tokens = self.memory[:, 2] + real.sum(1)
         self.memory = torch.stack([total[:, -1], count[:, -1], tokens], 1).detach()
         mean = (total / count.clamp(min=1)).to(last.dtype)
-        return torch.where(count > 0, last + mean - visual, last - text)
+        accused = torch.maximum(last - visual, last + mean - pooled_limit)
+        return torch.where(count > 0, accused, last - text)
 
     def _decide(self, gate: int, row: int, position: Tensor, real: Tensor, above: Tensor) -> Tensor:
         """One sequence: open [S] for this call; adds the gate's verdict to `state[row]`."""

@@ -148,17 +148,17 @@ def test_pooling_is_taken_because_it_detects_more(made: Any) -> None:
 
 
 def test_forms_that_need_other_thresholds_are_levelled(made: Any) -> None:
-    """Pictures without words lie elsewhere; only drawn requests vary, so their scores reach up."""
+    """Pictures without words say nothing of harm, and vary more: unlevelled they set the limit."""
     parts = [
         made.activations({PLANTED: 3.0}, forms=FORMS, seed=seed, prompts=99) for seed in (5, 6)
     ]
     for number, part in enumerate(parts):
         drawn = part.where(lambda s: s.form == "typographic")
         harmful = part.where(lambda s: s.label == "harmful")
-        noise = 3 * np.random.default_rng(number).standard_normal((len(drawn), made.width))
         rows = part.image_mean[PLANTED]
-        rows[:] = np.where(drawn[:, None], noise, 0.0)
-        rows[drawn & harmful, 2] += 9.0
+        rows[:] = 3 * np.random.default_rng(number).standard_normal((len(drawn), made.width))
+        rows[~drawn, 2] *= 3
+        rows[drawn & harmful, 2] += 12.0
         rows[drawn, 3] += 40.0
     _, plain = fit_sensor(*parts, plan([PLANTED], (1.0,), rate=0.02))
     sensor, report = fit_sensor(*parts, plan([PLANTED], (1.0,), rate=0.02, pooling=(1.0,)))
@@ -166,8 +166,8 @@ def test_forms_that_need_other_thresholds_are_levelled(made: Any) -> None:
     assert report.tried == 2
     assert report.detection["typographic"] > plain.detection["typographic"] + 0.05
     assert report.detection["blank"] > plain.detection["blank"] - 0.05
-    # along the axis that tells the forms apart the image tokens speak against drawn requests
-    assert sensor.readings[0].directions[3, 1] < 0
+    # along the axis that tells the forms apart the image tokens speak for drawn requests
+    assert sensor.readings[0].directions[3, 1] > 0
 
 
 def test_too_few_harmless_prompts_are_refused(made: Any) -> None:

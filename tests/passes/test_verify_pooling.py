@@ -84,7 +84,8 @@ FAULTS: dict[str, Callable[[ir.Model], None]] = {
     ),
     "a lost memory is never seen": inner(3, never_forgotten, "/gate.0/"),
     "pooled direction flipped": renumber("/directions", lambda a: a * np.float32([1, -1])),
-    "threshold for images": renumber("/thresholds", lambda a: a + np.float32([0, 1])),
+    "threshold for images": renumber("/thresholds", lambda a: a + np.float32([0, 1, 0])),
+    "threshold for image tokens": renumber("/thresholds", lambda a: a + np.float32([0, 0, 1])),
 }
 
 

@@ -300,7 +300,8 @@ def test_the_pooled_score_is_the_law_s(
     x = rng.standard_normal((2, *scores.shape, 2)).astype(np.float32)
     eye, none = np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
     readings = tuple(Reading(Site(layer, "residual"), eye, none) for layer in (0, 1))
-    spec = replace(guard("sequence", "steer", width=2), sensors=(Sensor(readings, (0.2, -0.1)),))
+    limits = (0.2, -0.1, 0.1)
+    spec = replace(guard("sequence", "steer", width=2), sensors=(Sensor(readings, limits),))
     reference = TorchGuard(spec, torch.from_numpy(state.copy()))
     memory, start = np.zeros((len(mask), 3)), 0
     for stop in stops:
@@ -313,7 +314,7 @@ def test_the_pooled_score_is_the_law_s(
         for reading, part in zip(readings, parts, strict=True):
             reference.read(0, reading, torch.from_numpy(part))
         f = law.features(parts, readings)
-        expected, after = law.pooled_score(f, (0.2, -0.1), so_far, image, memory)
+        expected, after = law.pooled_score(f, limits, so_far, image, memory)
         opened, state = law.gate_by_sequence(expected, so_far, state, memory)
         memory, start = after, stop
         assert np.abs(reference.scores[0].numpy() - expected).max() < 1e-5  # float32 sums of a few
