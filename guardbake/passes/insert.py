@@ -30,6 +30,7 @@ from guardbake.passes.functions import (
     sensor_inputs,
 )
 from guardbake.passes.locate import Found, locate
+from guardbake.passes.stream import require_only_way
 from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Reading, Sensor
 
@@ -70,6 +71,9 @@ class InsertGuard:
         opset = self._opset(model)
         for edit in spec.edits:
             self._refuse_untyped(found[edit.site])
+        for layer in sorted({site.layer for site in sites}):
+            site = Site(layer, "ffn_output")
+            require_only_way(graph, site, locate(graph, [site])[site].value)
         # nothing is changed before this line: a refused graph stays as it was
         mask = self._mask(graph) if spec.sensors else None
         nodes: list[ir.Node] = []

@@ -14,7 +14,7 @@ from typing import Literal, NoReturn
 import onnx_ir as ir
 
 from guardbake.errors import MalformedError, SiteError
-from guardbake.passes.functions import DOMAIN
+from guardbake.passes.stream import residual_sum
 from guardbake.site import Site
 
 How = Literal["our name", "known name", "torch scope"]
@@ -25,7 +25,6 @@ _KNOWN = (
     r"(?:^|/)layers\.{layer}/(?:mlp|feed_forward|ffn)/(?:[\w.]+/)?(?:down_proj|fc2|c_proj|w2)/"
     r"(?:MatMul|Gemm|Add)[\w/]*"
 )
-_SKIP_NORMS = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 3}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ def _locate_one(graph: ir.Graph, site: Site) -> Found:
             names = ", ".join(str(value.name) for value in values)
             _refuse(site, f"{len(values)} matches by {how}: {names}")
         if values:
-            value = values[0] if site.boundary == "ffn_output" else _residual(site, values[0])
+            value = values[0]
+            if site.boundary == "residual":
+                value = residual_sum(site, value)
             return Found(site, value, how)
     near = sorted(
         str(value.name)
@@ -119,19 +120,3 @@ def _in_scope(node: ir.Node, suffix: str) -> bool:
         (scope == suffix or scope.endswith(f".{suffix}")) and "vision" not in scope
         for scope in scopes
     )
-
-
-def _residual(site: Site, ffn_output: ir.Value) -> ir.Value:
-    """The hidden state after the residual add that consumes the FFN output, edited or not."""
-    guard = [use.node for use in ffn_output.uses() if use.node.domain == DOMAIN]
-    values = [ffn_output, *(node.outputs[0] for node in guard)]
-    users = [use.node for v in values for use in v.uses() if use.node.domain != DOMAIN]
-    if len(users) != 1:
-        _refuse(site, f"{len(users)} readers of the FFN output {ffn_output.name}")
-    user = users[0]
-    if user.op_type == "Add":
-        return user.outputs[0]
-    index = _SKIP_NORMS.get(user.op_type)
-    if index is not None and len(user.outputs) > index:
-        return user.outputs[index]
-    _refuse(site, f"the FFN output feeds {user.op_type} {user.name}, not a residual add")

@@ -38,6 +38,7 @@ from guardbake.passes.insert import (
     text_input,
 )
 from guardbake.passes.locate import locate
+from guardbake.passes.stream import require_only_way
 from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Sensor
 
@@ -76,6 +77,7 @@ class VerifyGuard:
         opens = self._check_gates(model, calls, opset)
         for edit in spec.edits:
             self._check_edit(model, calls, edit, opens[edit.gate] if opens else None, opset)
+        self._check_stream(model, calls)
         return PresenceReport(tuple(expected))
 
     def _refuse(self, found: str, expected: str, cause: SiteError | None = None) -> NoReturn:
@@ -223,8 +225,20 @@ class VerifyGuard:
                 )
         if any(output is y for output in model.graph.outputs):
             self._refuse(f"{y.name} as a graph output", "the unguarded value kept inside")
-        if not _reaches(node.outputs[0], "logits", model.graph):
-            self._refuse(f"no path from {node.name} to logits", "the edit to reach the logits")
+
+    def _check_stream(self, model: ir.Model, calls: dict[str, ir.Node]) -> None:
+        """What is read is the data itself; what an edit gives goes on, and nothing without it."""
+        spec = self.spec
+        edits = {edit.site: calls[f"guardbake/{edit.site}/{self.tag}/edit"] for edit in spec.edits}
+        told = [(node, 1) for node in edits.values()] if spec.sensors else []
+        layers = {site.layer for sensor in spec.sensors for site in sensor.sites}
+        for layer in sorted(layers | {site.layer for site in edits}):
+            site = Site(layer, "ffn_output")
+            edited = edits[site].outputs[0] if site in edits else None
+            try:
+                require_only_way(model.graph, site, self._locate(model, site), edited, told)
+            except SiteError as error:
+                self._refuse(error.found, error.expected, cause=error)
 
     def _check_reads(self, node: ir.Node, index: int, expected: ir.Value) -> None:
         got = node.inputs[index] if index < len(node.inputs) else None
@@ -273,18 +287,3 @@ def _body_bytes(function: ir.Function) -> bytes:
     proto.ClearField("value_info")
     proto.ClearField("doc_string")
     return bytes(proto.SerializeToString(deterministic=True))
-
-
-def _reaches(value: ir.Value, output: str, graph: ir.Graph) -> bool:
-    """Whether some path of uses leads from `value` to the graph output named `output`."""
-    goal = next((out for out in graph.outputs if out.name == output), None)
-    seen: set[ir.Value] = set()
-    stack = [value]
-    while stack:
-        current = stack.pop()
-        if current is goal:
-            return True
-        if current not in seen:
-            seen.add(current)
-            stack += [out for use in current.uses() for out in use.node.outputs]
-    return False

@@ -1,0 +1,180 @@
+"""Ways round a guard that leave every guard node and every reader of the guarded value in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from guardbake.errors import IntegrityError, SiteError
+from guardbake.passes.insert import InsertGuard
+from guardbake.passes.stream import require_only_way
+from guardbake.passes.verify import VerifyGuard
+from guardbake.site import Site
+
+Fault = Callable[[ir.Model], None]
+
+
+def node(model: ir.Model, end: str) -> ir.Node:
+    return next(n for n in model.graph if str(n.name).endswith(end))
+
+
+def product(model: ir.Model, layer: int) -> ir.Node:
+    return node(model, f"layers.{layer}/mlp/down_proj/MatMul")
+
+
+def copied(model: ir.Model, layer: int) -> ir.Value:
+    """The FFN output once more, out of a node of its own."""
+    original = product(model, layer)
+    twin = ir.node("MatMul", list(original.inputs), name="twin")
+    model.graph.insert_after(original, twin)
+    return twin.outputs[0]
+
+
+def join_times_nothing(model: ir.Model, value: ir.Value) -> None:
+    """`value` reaches the logits, and changes nothing there."""
+    zero = ir.val("zero", const_value=ir.tensor(np.zeros(1, np.float32), name="zero"))
+    model.graph.register_initializer(zero)
+    head = node(model, "head")
+    nothing = ir.node("Mul", [value, zero], name="nothing")
+    joined = ir.node("Add", [head.inputs[0], nothing.outputs[0]], name="joined")
+    model.graph.insert_before(head, [nothing, joined])
+    head.replace_input_with(0, joined.outputs[0])
+
+
+def edited(model: ir.Model) -> ir.Value:
+    return node(model, "/edit").outputs[0]
+
+
+def product_copied(model: ir.Model) -> None:
+    node(model, "residual_2").replace_input_with(1, copied(model, 2))
+    join_times_nothing(model, edited(model))
+
+
+def sum_copied(model: ir.Model) -> None:
+    """The guarded sum stays as it is, beside another one that the head reads."""
+    real = node(model, "residual_2")
+    twin = ir.node("Add", [real.inputs[0], copied(model, 2)], name="twin sum")
+    model.graph.insert_after(real, twin)
+    node(model, "head").replace_input_with(0, twin.outputs[0])
+    join_times_nothing(model, real.outputs[0])
+
+
+def undone_before_the_sum(model: ir.Model) -> None:
+    """What is added to the edit is the stream, plus the plain product, minus the edit."""
+    real = node(model, "residual_2")
+    plain = ir.node("Add", [real.inputs[0], copied(model, 2)], name="plain")
+    less = ir.node("Sub", [plain.outputs[0], edited(model)], name="less")
+    model.graph.insert_before(real, [plain, less])
+    real.replace_input_with(0, less.outputs[0])
+
+
+def undone_after_the_sum(model: ir.Model) -> None:
+    real, head = node(model, "residual_2"), node(model, "head")
+    plain = ir.node("Add", [real.outputs[0], copied(model, 2)], name="plain")
+    less = ir.node("Sub", [plain.outputs[0], edited(model)], name="less")
+    model.graph.insert_before(head, [plain, less])
+    head.replace_input_with(0, less.outputs[0])
+
+
+def through_a_branch(model: ir.Model) -> None:
+    """The copy is made inside the branches of an If, which reads the stream from outside."""
+    real = node(model, "residual_2")
+    weight = product(model, 2).inputs[1]
+    graphs = []
+    for _ in range(2):
+        inner = ir.node("MatMul", [product(model, 2).inputs[0], weight], name="inner")
+        graphs.append(ir.Graph([], inner.outputs, nodes=[inner], name="branch"))
+    true = ir.val("true", const_value=ir.tensor(np.array(True), name="true"))
+    model.graph.register_initializer(true)
+    attributes = {"then_branch": graphs[0], "else_branch": graphs[1]}
+    either = ir.node("If", [true], attributes=attributes, name="either")
+    model.graph.insert_before(real, either)
+    real.replace_input_with(1, either.outputs[0])
+    join_times_nothing(model, edited(model))
+
+
+def sensor_on_a_decoy(model: ir.Model) -> None:
+    """The layer that is sensed goes by another name; what wears its name feeds the sensor alone."""
+    real, total = product(model, 0), node(model, "residual_0")
+    zero = ir.val("silence", const_value=ir.tensor(np.zeros(1, np.float32), name="silence"))
+    model.graph.register_initializer(zero)
+    silent = ir.node("Mul", [real.inputs[0], zero], name="silent")
+    decoy = ir.node("Mul", [silent.outputs[0], zero], name=str(real.name))
+    decoy_sum = ir.node("Add", [silent.outputs[0], decoy.outputs[0]], name="decoy sum")
+    name = real.outputs[0].name
+    real.name, real.outputs[0].name = "other", "other/output"
+    decoy.outputs[0].name = name
+    model.graph.insert_after(total, [silent, decoy, decoy_sum])
+    node(model, "/reading.0").replace_input_with(0, decoy_sum.outputs[0])
+
+
+def cache_of_the_plain_stream(model: ir.Model) -> None:
+    """What later layers keep for the next call is computed without the guard."""
+    real = node(model, "residual_2")
+    keys = ir.node("Add", [real.inputs[0], copied(model, 2)], name="keys")
+    keys.outputs[0].name = "present.3.key"
+    keys.outputs[0].dtype, keys.outputs[0].shape = real.outputs[0].dtype, real.outputs[0].shape
+    model.graph.append(keys)
+    model.graph.outputs.append(keys.outputs[0])
+
+
+FAULTS: tuple[Fault, ...] = (
+    product_copied,
+    sum_copied,
+    undone_before_the_sum,
+    undone_after_the_sum,
+    through_a_branch,
+    sensor_on_a_decoy,
+    cache_of_the_plain_stream,
+)
+
+
+@pytest.mark.parametrize("plant", FAULTS)
+def test_a_way_round_is_refused(lab: Any, guard: Any, plant: Fault) -> None:
+    spec = guard("sequence", "care")
+    model = lab.insert(lab.toy(), spec)
+    VerifyGuard(spec, "the toy")(model)
+    plant(model)
+    with pytest.raises(IntegrityError, match=r"way round|residual|stream"):
+        VerifyGuard(spec, "the toy")(lab.reloaded(model))
+
+
+def test_the_copied_product_is_the_unguarded_model(lab: Any, guard: Any) -> None:
+    """The fault is a real one: no edit acts, though every node and every score is there."""
+    spec, feeds = guard("always", "steer"), lab.feeds()
+    plain = lab.run(lab.toy().model, feeds)["logits"]
+    model = lab.insert(lab.toy(), spec)
+    assert not np.allclose(lab.run(model, feeds)["logits"], plain)
+    product_copied(model)
+    np.testing.assert_array_equal(lab.run(model, feeds)["logits"], plain)
+
+
+def test_earlier_caches_and_sizes_are_no_way_round(lab: Any, guard: Any) -> None:
+    spec, toy = guard("sequence", "care"), lab.toy()
+    first = toy.node("residual_0").outputs[0]
+    keys = ir.node("Identity", [first], name="keys")
+    size = ir.node("Shape", [first], name="size")
+    keys.outputs[0].name, size.outputs[0].name = "present.1.key", "size"
+    scale = ir.node("Cast", [size.outputs[0]], attributes={"to": ir.DataType.FLOAT}, name="scale")
+    most = ir.node("ReduceMax", [scale.outputs[0]], attributes={"keepdims": 0}, name="most")
+    head = toy.node("head")
+    longer = ir.node("Mul", [head.inputs[0], most.outputs[0]], name="longer")
+    toy.model.graph.insert_before(head, [keys, size, scale, most, longer])
+    head.replace_input_with(0, longer.outputs[0])
+    toy.model.graph.outputs.append(keys.outputs[0])
+    VerifyGuard(spec, "the toy")(lab.insert(toy, spec))
+
+
+def test_a_graph_whose_ffn_meets_no_stream_takes_no_guard(lab: Any, guard: Any) -> None:
+    toy = lab.toy()
+    total = toy.node("residual_2")
+    total.replace_input_with(0, toy.value(1))  # the other product, and not the stream
+    with pytest.raises(SiteError, match="computed from another value"):
+        require_only_way(toy.model.graph, Site(2, "ffn_output"), toy.value(2))
+    with pytest.raises(SiteError) as caught:
+        InsertGuard(guard("sequence", "care"))(toy.model)
+    assert caught.value.exit_code == 3
