@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install bake test lint wheel bench clean
+.PHONY: install bake test lint wheel bench mutation clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,10 @@ wheel: install
 
 bench: install
 	$(BIN)/python tools/bench/run.py build/demo
+
+# Plants every fault that is known and prints which gate caught it.
+mutation: install
+	$(BIN)/python -m pytest -q tests/mutation
 
 clean:
 	rm -rf build dist $(VENV)

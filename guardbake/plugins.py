@@ -93,7 +93,10 @@ class EngineBuilder(Protocol):
         guard_nodes: Sequence[str],
         progress: Callable[[str, int, int], None],
     ) -> None:
-        """Compile `decoder` into folder/decoder.engine and folder/decoder.engine.json."""
+        """Compile `decoder` into folder/decoder.engine and folder/decoder.engine.json.
+
+        The second is the record that verifying holds against the bundle, see `bundle.engine`.
+        """
         ...
 
 

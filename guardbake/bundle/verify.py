@@ -7,8 +7,9 @@ together with the manifest. Everything amiss inside a bundle is an IntegrityErro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from onnx_ir.serde import SerdeError
 
 from guardbake.artifact import load_guard
 from guardbake.bundle.canonical import parse
+from guardbake.bundle.engine import check_engines
 from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
@@ -55,8 +57,26 @@ class VerifyReport:
     engine: bool
 
 
+class Bundle:
+    """A bundle that is being verified: what one check has read, the next one need not."""
+
+    def __init__(self, folder: Path, full: bool = False) -> None:
+        self.folder = folder
+        self.full = full
+        self.rehashed = 0
+        self.nodes: tuple[str, ...] = ()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return read_manifest(self.folder)
+
+    @cached_property
+    def spec(self) -> GuardSpec:
+        return load_guard(self.folder / GUARD)
+
+
 def verify_bundle(folder: Path, full: bool = False) -> VerifyReport:
-    """Check manifest, files, guard pack, graphs and certificate against each other.
+    """Check manifest, files, guard pack, graphs, engines and certificate against each other.
 
     full: read every file again; otherwise files of 64 MB and more are compared by size alone.
     Raises UsageError if there is no such folder, IntegrityError at the first thing amiss in it.
@@ -68,40 +88,63 @@ def verify_bundle(folder: Path, full: bool = False) -> VerifyReport:
             where=str(folder),
             remedy="name the folder that was given to bake as -o",
         )
+    bundle = Bundle(folder, full)
+    for name in CHECKS:
+        run_check(name, bundle)
+    return VerifyReport(
+        files=len(bundle.manifest.files),
+        rehashed=bundle.rehashed,
+        size=sum(entry.size for entry in bundle.manifest.files),
+        guard=bundle.spec.digest,
+        nodes=bundle.nodes,
+        engine=isinstance(bundle.manifest.origins.engine, EngineBuilt),
+    )
+
+
+def run_check(name: str, bundle: Bundle) -> None:
+    """One of CHECKS, those before it having passed; raises IntegrityError at what is amiss."""
     try:
-        manifest = read_manifest(folder)
-        rehashed = check_files(folder, manifest, full)
-        _require_listed(folder, manifest)
-        spec = load_guard(folder / GUARD)
-        _check_certificate(folder, manifest)
+        CHECKS[name](bundle)
     except MalformedError as error:
         raise IntegrityError(
             found=error.found, expected=error.expected, where=error.where, remedy=_REMEDY
         ) from error
-    if spec.digest != manifest.origins.guard:
+
+
+def _check_bytes(bundle: Bundle) -> None:
+    bundle.rehashed = check_files(bundle.folder, bundle.manifest, bundle.full)
+    _require_listed(bundle.folder, bundle.manifest)
+
+
+def _check_pack(bundle: Bundle) -> None:
+    """The guard pack is whole, and is of the guard and the model that the manifest states."""
+    spec, origins, path = bundle.spec, bundle.manifest.origins, bundle.folder / GUARD
+    if spec.digest != origins.guard:
         _amiss(
             f"guard {spec.digest[:12]}",
-            f"guard {manifest.origins.guard[:12]}, which the manifest states",
-            folder / GUARD,
+            f"guard {origins.guard[:12]}, which the manifest states",
+            path,
         )
-    if spec.model.digest != manifest.origins.model:
+    if spec.model.digest != origins.model:
         _amiss(
             f"a guard for model {spec.model.digest[:12]}",
-            f"one for model {manifest.origins.model[:12]}, from which the bundle was made",
-            folder / GUARD,
+            f"one for model {origins.model[:12]}, from which the bundle was made",
+            path,
         )
-    for name in manifest.onnx:
-        if name != DECODER:
-            check_external_data(load_graph(folder / name), folder / name)
-    nodes = _check_decoder(folder / DECODER, spec)
-    return VerifyReport(
-        files=len(manifest.files),
-        rehashed=rehashed,
-        size=sum(entry.size for entry in manifest.files),
-        guard=spec.digest,
-        nodes=nodes,
-        engine=isinstance(manifest.origins.engine, EngineBuilt),
-    )
+
+
+def _check_data(bundle: Bundle) -> None:
+    """Every graph can be read, and its external data lies whole beside it."""
+    for name in bundle.manifest.onnx:
+        check_external_data(load_graph(bundle.folder / name), bundle.folder / name)
+
+
+def _check_presence(bundle: Bundle) -> None:
+    bundle.nodes = _check_decoder(bundle.folder / DECODER, bundle.spec)
+
+
+def _check_engine(bundle: Bundle) -> None:
+    check_engines(bundle.folder, bundle.manifest, bundle.nodes)
 
 
 def _require_listed(folder: Path, manifest: Manifest) -> None:
@@ -111,9 +154,9 @@ def _require_listed(folder: Path, manifest: Manifest) -> None:
             _amiss(f"no {name}", f"a bundle with {name}", folder)
 
 
-def _check_certificate(folder: Path, manifest: Manifest) -> None:
+def _check_certificate(bundle: Bundle) -> None:
     """The certificate says pass, and says it of this guard and these graphs."""
-    path = folder / CERTIFICATE
+    path, manifest = bundle.folder / CERTIFICATE, bundle.manifest
     value: Any = parse(path.read_bytes(), str(path), _REMEDY)
     if not isinstance(value, dict) or not isinstance(value.get("digests"), dict):
         _amiss("no object `digests`", "a certificate that says what it is of", path)
@@ -131,11 +174,21 @@ def _check_certificate(folder: Path, manifest: Manifest) -> None:
 
 def _check_decoder(path: Path, spec: GuardSpec) -> tuple[str, ...]:
     model = load_graph(path)
-    check_external_data(model, path)
     try:
         return VerifyGuard(spec, str(path))(model).nodes
     except (SiteError, *_ALTERED) as error:
         _amiss(f"a graph that cannot be read as guarded ({error})", "the guard's own graph", path)
+
+
+CHECKS: Mapping[str, Callable[[Bundle], None]] = {
+    "bytes": _check_bytes,
+    "pack": _check_pack,
+    "certificate": _check_certificate,
+    "data": _check_data,
+    "presence": _check_presence,
+    "engine": _check_engine,
+}
+"""What is verified, in order: each check relies on those before it."""
 
 
 def load_graph(path: Path) -> ir.Model:

@@ -82,12 +82,12 @@ def fit_guard(
     specs = {c.name: gates.guard(identity, c, {}) for c in tried}
     tell = partial(advance, "sign test: undefended")
     said = questions.ask(None, section.tokens, tell)
-    baseline = _outcome(questions.samples, "undefended", said)
+    baseline = outcome_of(questions.samples, "undefended", said)
     outcomes = []
     for name, spec in specs.items():
         tell = partial(advance, f"sign test: {name}")
         answers = questions.ask(spec, section.tokens, tell, undefended=said)
-        outcomes.append(_outcome(questions.samples, name, answers))
+        outcomes.append(outcome_of(questions.samples, name, answers))
     budget = Budget(section.harmless_rise, section.degenerate)
     best, verdicts = choose(outcomes, baseline, budget)
     chosen = next(c for c in tried if c.name == best.outcome.name)
@@ -162,7 +162,7 @@ def identify(vlm: Vlm) -> ModelIdentity:
     )
 
 
-def _outcome(samples: Sequence[Sample], name: str, answers: Sequence[str]) -> Outcome:
+def outcome_of(samples: Sequence[Sample], name: str, answers: Sequence[str]) -> Outcome:
     """What was generated under one guard, judged."""
     verdicts = np.array([judge(answer) for answer in answers])
     forms = list(dict.fromkeys(s.form for s in samples))
