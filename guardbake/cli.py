@@ -259,6 +259,33 @@ def inspect(
 
 
 @app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="A guard pack, or a bundle that holds one.")],
+    after: Annotated[Path, typer.Argument(help="The one to compare with it.")],
+    as_json: AsJson = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 6 if anything differs; 0 otherwise.")
+    ] = False,
+) -> None:
+    """What changed, in a guard's terms: layers, ranks, strengths, thresholds, angles, figures.
+
+    Exits with 0 whether or not they differ; say --check where a difference must stop the line.
+    """
+    from guardbake.steps.diff import diff as compare
+    from guardbake.steps.diff import require_same
+
+    found = compare(before, after)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, allow_nan=False))
+    else:
+        for line in found.lines():
+            print(line)
+        print("diff: the same" if found.same else "diff: they differ")
+    if check:
+        require_same(found, before, after)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this environment can do."""
     from guardbake.steps.doctor import examine, require

@@ -133,6 +133,23 @@ def test_harmful_prompts_are_not_in_the_bundle_as_text(baked: Baked) -> None:
         assert not [p for p in prompts if p and not p.startswith("#") and p in text], name
 
 
+def test_diff_of_bundles_tells_figures_and_verdict(
+    run: Run, baked: Baked, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("diff", baked.bundle, copy, "--check") == 0
+    content = _certificate(copy)
+    content["verdict"] = "fail"
+    content["figures"]["behaviour"]["attack_ratio"]["value"] = 0.5  # type: ignore[index]
+    (copy / "certificate.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert run("diff", baked.bundle, copy) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "verdict: pass -> fail"
+    assert [line for line in told if line.startswith("attack_ratio value: ")]
+    (copy / "certificate.json").write_text("{}")
+    assert run("diff", baked.bundle, copy) == 9
+
+
 # ---- planted faults
 
 

@@ -15,8 +15,8 @@ Place = Literal[
 @dataclass(frozen=True)
 class Fault(Generic[Subject]):
     """gate: the name of the gate that must be the first to refuse. plant: does the harm in place,
-    to a `FitCase` or to a bundle's folder. Faults in packs and graphs, and those called mended, have
-    certificate and manifest written again around them, so that digests alone do not tell.
+    to a `FitCase` or to a bundle's folder. Faults in packs and graphs, and those called mended,
+    have certificate and manifest written again around them: digests alone do not tell.
     """
 
     name: str
