@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from guardbake.errors import GuardbakeError, IntegrityError, MalformedError
+from guardbake.nesting import too_deep
 from guardbake.site import site_from_str
 from guardbake.spec import (
     POLARITY,
@@ -33,11 +36,13 @@ from guardbake.spec import (
 )
 
 MAX_HEADER = 1 << 20  # a guard's header is kilobytes; anything larger is not ours
+MAX_TENSORS = 4096  # two subspaces at every layer of a model of hundreds of layers are fewer
 
 
 def save_guard(spec: GuardSpec, path: Path) -> None:
     """Write the guard pack: same spec, same bytes; appears complete or not at all."""
-    data = _pack_bytes(spec)
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors(spec).items()}
+    data = safetensors_bytes(arrays, {"guardbake": header_json(spec), "digest": spec.digest})
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(data)
@@ -46,10 +51,12 @@ def save_guard(spec: GuardSpec, path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _pack_bytes(spec: GuardSpec) -> bytes:
-    """The file. safetensors writes metadata in an order that changes from run to run: sort it."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors(spec).items()}
-    data = save(arrays, {"guardbake": header_json(spec), "digest": spec.digest})
+def safetensors_bytes(arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, str]) -> bytes:
+    """The file of these arrays and this metadata: equal ones are equal bytes.
+
+    The library writes metadata in an order that changes from run to run; here it is sorted.
+    """
+    data = save(dict(arrays), dict(meta))
     stop = 8 + int.from_bytes(data[:8], "little")
     head = json.dumps(json.loads(data[8:stop]), sort_keys=True, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)  # arrays start at a multiple of 8, as the library has it
@@ -94,6 +101,8 @@ def _read(path: Path) -> tuple[dict[str, Any], str, dict[str, Vector]]:
         with safe_open(str(path), framework="np") as pack:
             meta = pack.metadata() or {}
             names = list(pack.keys())
+            if len(names) > MAX_TENSORS:
+                raise _malformed(path, f"{len(names)} tensors")
             # numpy has no name for some of the format's dtypes, and says so in many ways
             strange = [n for n in names if pack.get_slice(n).get_dtype() != "F32"]
             if strange:
@@ -109,6 +118,8 @@ def _read(path: Path) -> tuple[dict[str, Any], str, dict[str, Vector]]:
         head = json.loads(meta["guardbake"])
     except (ValueError, RecursionError) as error:
         raise _malformed(path, f"a header that is not JSON ({error})") from error
+    if too_deep(head):
+        raise _malformed(path, "a header nested too deeply")
     if not isinstance(head, dict) or head.get("version") != VERSION:
         raise _malformed(path, "another version of the format")
     if head.get("polarity") != POLARITY:

@@ -20,6 +20,8 @@ from guardbake.section import Section as _Section
 from guardbake.semantics import Fusion
 from guardbake.spec import Modality, Profile
 
+MAX_BYTES = 1 << 20  # recipes are kilobytes
+
 
 class ModelSection(_Section):
     """checkpoint: a checkpoint folder, a folder with a delta.toml, or a hub id."""
@@ -289,11 +291,17 @@ class Recipe(_Section):
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe; every problem of the file is named in one RecipeError."""
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise _refuse(path, f"no readable file ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    if len(data) > MAX_BYTES:
+        raise _refuse(path, f"{len(data)} bytes", f"at most {MAX_BYTES}")
+    try:
+        values: dict[str, Any] = tomllib.loads(data.decode())
+    except ValueError as error:  # no UTF-8, no TOML, or a number of thousands of digits
         raise _refuse(path, f"no TOML: {error}") from error
+    except RecursionError as error:
+        raise _refuse(path, "TOML nested too deeply") from error
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

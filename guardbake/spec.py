@@ -60,6 +60,11 @@ def _vector(array: npt.ArrayLike, shape: tuple[int | None, ...], where: str) -> 
     return out
 
 
+def _shows(text: str) -> bool:
+    """Whether a terminal shows the text as what it is: no escapes, no control characters."""
+    return len(text) <= 256 and text.isprintable()
+
+
 def _finite(value: float, where: str) -> None:
     if not np.isfinite(value):
         _refuse(where, repr(value), "a finite number")
@@ -91,6 +96,9 @@ class ModelIdentity:
             value = getattr(self, name)
             if type(value) is not kind:
                 _refuse("model identity", f"{name} {value!r}", f"a value of type {kind.__name__}")
+        for text in (self.family, self.digest):
+            if not _shows(text):
+                _refuse("model identity", f"{text!r:.80}", "a text that can be shown")
         if self.layers < 1 or self.width < 1:
             _refuse("model identity", f"{self.layers} layers of width {self.width}", "at least 1")
 
@@ -299,8 +307,8 @@ class GuardSpec:
         widths = {edit.width for edit in self.edits} | {each.width for each in self.sensors}
         if widths != {self.model.width}:
             _refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
-        if not isinstance(self.method, str):
-            _refuse(where, f"method {self.method!r}", "a name")
+        if not isinstance(self.method, str) or not _shows(self.method):
+            _refuse(where, f"method {self.method!r:.80}", "a name")
         object.__setattr__(self, "provenance", _json_copy(self.provenance, f"{where}: provenance"))
 
     def _check_sensors(self, where: str) -> None:

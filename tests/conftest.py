@@ -28,8 +28,15 @@ from guardbake.spec import (
     Sensor,
 )
 
+from tests.bakes import TINY, Baked, guardbake
+
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("house")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="bakes to kill, see tests/kill")
+    parser.addoption("--cases", type=int, default=2100, help="damaged files, see tests/fuzz")
 
 
 FIRST_RESIDUAL = Site(0, "residual")
@@ -129,3 +136,13 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         return int(stopped.value.code or 0)
 
     return command
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
+    """The toy LLaVA, baked by the command line once for all tests that look at a bundle."""
+    build = tmp_path_factory.mktemp("build")
+    done = guardbake("bake", TINY, "-o", build / "tiny", "--progress", "json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (export,) = (build / ".guardbake").glob("export-*")
+    return Baked(build / "tiny", export / "onnx", done.stdout, done.stderr)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,35 +22,9 @@ from guardbake.artifact import load_guard, save_guard
 from guardbake.spec import tensors
 from guardbake.vlm.catalog import models_root
 
-TINY = models_root() / "tiny-llava.toml"
+from tests.bakes import TINY, Baked, guardbake
+
 Run = Callable[..., int]
-
-
-@dataclass(frozen=True)
-class Baked:
-    """A finished bake: the bundle, and the unguarded export it was made from."""
-
-    bundle: Path
-    unguarded: Path
-    output: str
-
-
-@pytest.fixture(scope="session")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Baked:
-    build = tmp_path_factory.mktemp("build")
-    done = _guardbake("bake", TINY, "-o", build / "tiny", "--progress", "json")
-    assert done.returncode == 0, done.stderr[-3000:]
-    (export,) = (build / ".guardbake").glob("export-*")
-    return Baked(build / "tiny", export / "onnx", done.stdout)
-
-
-def _guardbake(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "guardbake", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -102,7 +75,7 @@ def test_a_second_bake_finds_everything_done_and_gives_the_same_bytes(
     build = tmp_path / "build"
     build.mkdir()
     shutil.copytree(baked.bundle.parent / ".guardbake", build / ".guardbake")
-    done = _guardbake("bake", TINY, "-o", build / "again", "--progress", "json")
+    done = guardbake("bake", TINY, "-o", build / "again", "--progress", "json")
     assert done.returncode == 0, done.stderr[-3000:]
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     ended = {event["stage"]: event["cached"] for event in events if event["event"] == "end"}

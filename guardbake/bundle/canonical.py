@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from guardbake.errors import MalformedError
+from guardbake.nesting import too_deep
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -53,7 +54,7 @@ def parse(data: bytes, where: str, remedy: str) -> Any:
     if len(data) > MAX_BYTES:
         refuse(f"{len(data)} bytes")
     try:
-        return json.loads(
+        value = json.loads(
             data.decode(),
             object_pairs_hook=pairs,
             parse_constant=lambda text: refuse(f"the number {text}"),
@@ -64,6 +65,9 @@ def parse(data: bytes, where: str, remedy: str) -> Any:
         refuse(f"text that is not JSON ({error})")
     except RecursionError:
         refuse("JSON nested too deeply")
+    if too_deep(value):
+        refuse("JSON nested too deeply")
+    return value
 
 
 def _plain(value: object) -> dict[Any, Any]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from guardbake.bundle.canonical import JSON
 from guardbake.errors import IntegrityError, MalformedError
 
+MAX_NAME = 1024  # characters; file systems end at 4096 bytes for the whole path
 _HEX = re.compile(r"[0-9a-f]{64}")
 _REMEDY = "write it again with guardbake; nothing here is mended by hand"
 
@@ -30,7 +31,7 @@ def require_digest(text: object, where: str) -> str:
 
 def require_name(name: object, where: str) -> str:
     """`name` if it is a plain relative POSIX path that stays inside its folder."""
-    reason = "not text" if not isinstance(name, str) else _unsafe(name)
+    reason = "not text" if not isinstance(name, str) else unsafe(name)
     if reason:
         raise MalformedError(
             found=f"the name {name!r:.120} ({reason})",
@@ -42,7 +43,10 @@ def require_name(name: object, where: str) -> str:
     return name
 
 
-def _unsafe(name: str) -> str:
+def unsafe(name: str) -> str:
+    """Why `name` is no plain relative POSIX path inside its folder; empty if it is one."""
+    if len(name) > MAX_NAME:
+        return "too long"
     if not name.isprintable() or "\\" in name or ":" in name:
         return "a character that some file system reads otherwise"
     if name.startswith("/"):

@@ -7,7 +7,7 @@ together with the manifest. Everything amiss inside a bundle is an IntegrityErro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from onnx_ir.serde import SerdeError
 
 from guardbake.artifact import load_guard
 from guardbake.bundle.canonical import parse
+from guardbake.bundle.data import check_external_data
 from guardbake.bundle.engine import check_engines
 from guardbake.bundle.manifest import (
     CERTIFICATE,
@@ -37,7 +38,9 @@ _REMEDY = "do not ship this bundle: bake it again, or take it from its source"
 
 # How a graph that somebody altered makes its readers stumble: a node without an input, an attribute
 # of another type, a scope that is no list, data that cannot be read.
-_ALTERED = (AssertionError, LookupError, OSError, SyntaxError, TypeError, ValueError)
+_ALTERED = (
+    AssertionError, LookupError, OSError, SerdeError, SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,52 +198,8 @@ def load_graph(path: Path) -> ir.Model:
     """Read the graph without its external data; raises IntegrityError if it is not one."""
     try:
         return ir.load(path)
-    except (DecodeError, SerdeError, *_ALTERED) as error:
+    except (DecodeError, *_ALTERED) as error:
         _amiss(f"a file that is not an ONNX graph ({error})", "an ONNX graph", path)
-
-
-def check_external_data(model: ir.Model, path: Path) -> None:
-    """Every tensor outside the graph file lies whole in a plain file beside it.
-
-    Raises IntegrityError on a location that is not a file name, a file that is absent or a link,
-    and an offset or a length that its file does not have.
-    """
-    sizes: dict[str, int] = {}
-    for tensor in _external_tensors(model):
-        location, what = str(tensor.location), f"tensor {tensor.name!r:.120}"
-        if location != Path(location).name or "\\" in location or location in ("", ".", ".."):
-            _amiss(f"{what} at {location!r:.120}", "the name of a file beside the graph", path)
-        if location not in sizes:
-            file = path.parent / location
-            if file.is_symlink() or not file.is_file():
-                _amiss(f"{what} in {location!r:.120}, no plain file", "a file beside it", path)
-            sizes[location] = file.stat().st_size
-        offset, length = tensor.offset or 0, tensor.length
-        if length is not None and length != tensor.nbytes:
-            _amiss(f"{what} with {length} bytes of data", f"{tensor.nbytes} bytes", path)
-        if offset < 0 or offset + tensor.nbytes > sizes[location]:
-            _amiss(
-                f"{what} at bytes {offset} to {offset + tensor.nbytes} of {location}",
-                f"bytes within its {sizes[location]}",
-                path,
-            )
-
-
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Initialisers and attributes of the graph, its subgraphs and its functions."""
-    graphs = [model.graph, *model.graph.subgraphs()]
-    for function in model.functions.values():
-        graphs += function.subgraphs()
-    nodes = [node for graph in graphs for node in graph]
-    nodes += [node for function in model.functions.values() for node in function]
-    tensors: list[Any] = [v.const_value for graph in graphs for v in graph.initializers.values()]
-    for node in nodes:
-        for attribute in node.attributes.values():
-            value = attribute.value
-            tensors += value if isinstance(value, list | tuple) else [value]
-    for tensor in tensors:
-        if isinstance(tensor, ir.ExternalTensor):
-            yield tensor
 
 
 def _amiss(found: str, expected: str, where: Path) -> NoReturn:

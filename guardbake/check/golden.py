@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from guardbake.artifact import safetensors_bytes
 from guardbake.batch import Batch
 from guardbake.errors import MalformedError
 from guardbake.plugins import Trace
@@ -44,7 +44,7 @@ def save_golden(path: Path, runs: Mapping[str, tuple[Batch, Trace]], guard_diges
             value = getattr(trace, key)
             _put(arrays, f"{name}.trace.{key}", value[:, -1:] if key == "prefill_logits" else value)
     meta = {"guardbake.golden": json.dumps(list(runs)), "guard": guard_digest}
-    save_file(arrays, path, meta)
+    path.write_bytes(safetensors_bytes(arrays, meta))
 
 
 def load_golden(path: Path) -> tuple[dict[str, tuple[Batch, Trace]], str]:

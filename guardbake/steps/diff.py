@@ -56,7 +56,7 @@ class Difference:
     def lines(self) -> Iterator[str]:
         """For people, one difference a line."""
         for each in (*self.guard, *self.bundle):
-            yield f"{each.what}: {_short(each.before)} -> {_short(each.after)}"
+            yield f"{_short(each.what)}: {_short(each.before)} -> {_short(each.after)}"
         for moved in self.moved:
             if moved.degrees is not None:
                 angles = ", ".join(f"{angle:.2f}" for angle in moved.degrees)
@@ -139,4 +139,6 @@ def _short(fact: Fact) -> str:
     if isinstance(fact, float):
         return f"{fact:.6g}"
     text = str(fact)
+    if not text.isprintable():
+        return ascii(text)
     return text[:12] if len(text) == 64 else text
