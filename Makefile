@@ -6,7 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install bake test lint wheel bench mutation clean
+.PHONY: install bake test lint wheel bench mutation kill fuzz clean
+
+COUNT ?= 500
+CASES ?= 1000000
 
 install: $(VENV)/.installed
 
@@ -43,6 +46,14 @@ bench: install
 # Plants every fault that is known and prints which gate caught it.
 mutation: install
 	$(BIN)/python -m pytest -q tests/mutation
+
+# Kills COUNT bakes at random moments and fills the disk under a tenth as many.
+kill: install
+	$(BIN)/python -m pytest -q tests/kill --kills $(COUNT)
+
+# Damages CASES files and demands a clean answer to each.
+fuzz: install
+	$(BIN)/python -m pytest -q tests/fuzz --cases $(CASES)
 
 clean:
 	rm -rf build dist $(VENV)
