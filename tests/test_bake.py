@@ -6,6 +6,7 @@ What a bake refuses is in test_bake_refusals.py.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -25,6 +27,7 @@ from guardbake.vlm.catalog import models_root
 from tests.bakes import TINY, Baked, guardbake
 
 Run = Callable[..., int]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ def test_the_certificate_passes_at_the_noise_floor(baked: Baked) -> None:
 
 
 def test_the_last_line_is_the_verdict(baked: Baked) -> None:
+    """Of a bake in a process that could not make a socket, see offline.py."""
     assert baked.output.rstrip().splitlines()[-1].startswith("verdict: pass")
 
 
@@ -121,6 +125,49 @@ def test_diff_of_bundles_tells_figures_and_verdict(
     assert [line for line in told if line.startswith("attack_ratio value: ")]
     (copy / "certificate.json").write_text("{}")
     assert run("diff", baked.bundle, copy) == 9
+
+
+# ---- for others' pipelines
+
+
+def action_steps() -> dict[str, str]:
+    """The shell scripts of the composite action, by the name of their step."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    return {step["name"]: step["run"] for step in action["runs"]["steps"]}
+
+
+@pytest.mark.parametrize("step", ["Verify", "Parity", "Diff"])
+def test_a_step_of_the_action_passes_a_bundle_and_stops_an_altered_one(
+    step: str, baked: Baked, copy: Path, tmp_path: Path
+) -> None:
+    command = tmp_path / "guardbake"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m guardbake "$@"\n')
+    command.chmod(0o755)
+    paths = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    told = {"PATH": paths, "FULL": "true", "ACCEPTED": str(baked.bundle), "BUNDLE": str(copy)}
+
+    def run_step() -> int:
+        script = ["bash", "-e", "-o", "pipefail", "-c", action_steps()[step]]
+        return subprocess.run(script, env=os.environ | told, check=False).returncode
+
+    assert run_step() == 0
+    _flip(copy / "decoder.onnx")
+    _relabel(copy)
+    assert run_step() == {"Verify": 6, "Parity": 4, "Diff": 6}[step]
+
+
+def _relabel(bundle: Path) -> None:
+    """Another method in the certificate: what a reviewer has not seen."""
+    content = _certificate(bundle)
+    content["verdict"] = "unseen"
+    (bundle / "certificate.json").write_text(json.dumps(content))
+
+
+def test_the_hooks_are_commands_that_there_are(run: Run, baked: Baked) -> None:
+    for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text()):
+        program, command = hook["entry"].split()
+        assert program == "guardbake"
+        assert run(command, baked.bundle) == 0
 
 
 # ---- planted faults

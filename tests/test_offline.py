@@ -1,4 +1,4 @@
-"""A bake opens no socket: the one that the tests share ran where none can be made."""
+"""The bake that the tests share runs where no socket can be made: the block itself, tried."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ import sys
 
 import pytest
 
-from tests.bakes import OFFLINE, Baked
+from tests.bakes import OFFLINE
 
 ATTEMPTS = (
     "import socket; socket.socket()",
     "import socket; socket.getaddrinfo('localhost', 80)",
     "import urllib.request; urllib.request.urlopen('http://localhost:9')",
 )
-
-
-def test_the_bake_needed_no_socket(baked: Baked) -> None:
-    assert baked.output.rstrip().splitlines()[-1].startswith("verdict: pass")
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)

@@ -85,7 +85,6 @@ def test_vectors_have_a_cosine_and_a_length(guard: Build) -> None:
     before = guard("sequence", "steer")
     edit = before.edits[0]
     assert edit.push is not None
-    assert before.sensor is not None
     after = replace(before, edits=(replace(edit, push=np.float32(-1.1) * edit.push),))
     (push,) = movements(before, after)
     assert (push.what, push.degrees) == ("layers.2.ffn_output.push", None)

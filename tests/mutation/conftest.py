@@ -98,4 +98,5 @@ def case(work: Bake, questions: Questions) -> FitCase:
     harmful, harmless = rng.standard_normal((2, 60, spec.model.width)).astype(np.float32)
 
     splits = {name: work.splits.prompts[name] for name in ("fit", "validate", "test")}
-    return FitCase(splits, site, {site: harmful}, {site: harmless}, spec, partial(ask, questions, work=work))
+    asked = partial(ask, questions, work=work)
+    return FitCase(splits, site, {site: harmful}, {site: harmless}, spec, asked)

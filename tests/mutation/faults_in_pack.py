@@ -62,6 +62,7 @@ UNDER_ITS_DIGEST: dict[str, Change] = {
     "layers swapped": swap_layers,
     "wrong profile": lambda head, _: head.update(profile="always"),
     "another fusion": lambda head, _: head["edits"][0].update(fusion="parallel"),
+    "an edit behind no gate": lambda head, _: head["edits"][0].update(gate=1),
     "other polarity": lambda head, _: head.update(polarity="harmless-positive"),
     "an entry nobody reads": lambda head, _: head.update(note="x"),
     "a missing tensor": lambda _, arrays: arrays.pop(named(arrays, "text.centre")[0]),
