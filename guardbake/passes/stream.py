@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from guardbake.errors import SiteError
 from guardbake.passes.functions import DOMAIN
+from guardbake.passes.locate_stream import fuses_norm, not_a_sum, sum_of
 from guardbake.site import Site
 
 Use: TypeAlias = tuple[ir.Node, int]
@@ -26,24 +27,30 @@ Use: TypeAlias = tuple[ir.Node, int]
 DATA_INPUTS = ("inputs_embeds", "input_ids")
 _CACHE = re.compile(r"present\.(\d{1,6})\.")
 _NO_DATA = ("Shape", "Size")
-_SUM_OUTPUT = {"Add": 0, "SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 3}
 
 
 def residual_sum(site: Site, value: ir.Value) -> ir.Value:
     """The hidden state after the residual add that reads the FFN output `value`, edited or not.
 
-    Raises SiteError if anything else but the guard reads it, or if its reader is no such add.
+    Raises SiteError if anything else but the guard reads it, if its reader is no such add, or if
+    the norm that the add is fused into does not give the sum out.
     """
+    node = _residual_add(site, value)
+    total = sum_of(node)
+    if total is None:
+        _refuse(site, f"the FFN output feeds {node.op_type} {node.name}, which keeps the sum")
+    return total
+
+
+def _residual_add(site: Site, value: ir.Value) -> ir.Node:
     guard = [use.node for use in value.uses() if use.node.domain == DOMAIN]
     values = [value, *(node.outputs[0] for node in guard)]
     users = [use.node for v in values for use in v.uses() if use.node.domain != DOMAIN]
     if len(users) != 1:
         _refuse(site, f"{len(users)} readers of the FFN output {value.name}")
-    index = _SUM_OUTPUT.get(users[0].op_type)
-    if index is None or index >= len(users[0].outputs):
-        node = f"{users[0].op_type} {users[0].name}"
-        _refuse(site, f"the FFN output feeds {node}, not a residual add")
-    return users[0].outputs[index]
+    if reason := not_a_sum(users[0]):
+        _refuse(site, f"the FFN output feeds {reason}")
+    return users[0]
 
 
 def require_only_way(
@@ -59,13 +66,13 @@ def require_only_way(
     told: uses that carry the guard's decision and no data.
     """
     joined = product if edited is None else edited
-    node = _producer(site, residual_sum(site, joined))
+    node = _residual_add(site, joined)
     stream = next((v for v in node.inputs[:2] if v is not joined), None)
     sources = [value for value in graph.inputs if value.name in DATA_INPUTS]
     if stream is None or not sources:
         _refuse(site, f"no stream from {' or '.join(DATA_INPUTS)} to add the FFN output to")
     walk = _Walk(graph, told)
-    around = walk.reached([s for s in sources if s is not stream], stream)
+    around = walk.reached([s for s in sources if s is not stream], *_with_its_norm(stream))
     if product in around or product is stream:
         _refuse(site, f"{product.name} computed from another value than {stream.name}, its stream")
     after, past = walk.reached(node.outputs), walk.reached(sources, *node.outputs)
@@ -118,11 +125,10 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
                 yield from graph.subgraphs()
 
 
-def _producer(site: Site, value: ir.Value) -> ir.Node:
-    node = value.producer()
-    if node is None:
-        _refuse(site, f"{value.name}, which no node computes")
-    return node
+def _with_its_norm(stream: ir.Value) -> list[ir.Value]:
+    """The stream, and the norm of it that the same node gives if add and norm are fused."""
+    node = stream.producer()
+    return list(node.outputs) if node is not None and fuses_norm(node) else [stream]
 
 
 def _refuse(site: Site, found: str) -> NoReturn:
