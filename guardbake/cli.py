@@ -44,11 +44,28 @@ class Weights(StrEnum):
     copy = "copy"
 
 
+class Loop(StrEnum):
+    onnxruntime = "onnxruntime"
+    genai = "onnxruntime-genai"
+    transformersjs = "transformers.js"
+    edgellm = "tensorrt-edgellm"
+
+
 RecipeFile = Annotated[Path, typer.Argument(help="The bake recipe, a TOML file.")]
 Out = Annotated[
     Path, typer.Option("-o", "--out", help="What to write; appears whole or not at all.")
 ]
 ProgressOption = Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")]
+LoopOption = Annotated[
+    Loop | None, typer.Option(help="Whose loop runs the decoder; else what the folder tells.")
+]
+SelfCheck = Annotated[
+    bool,
+    typer.Option(
+        "--self-check/--no-self-check",
+        help="Run the guarded graph in onnxruntime and hold its guard to the law.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 Bundle = Annotated[Path, typer.Argument(help="A folder that guardbake bake wrote.")]
 
@@ -110,7 +127,9 @@ def fit(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.a
 
 @app.command()
 def apply(
-    source: Annotated[Path, typer.Argument(help="A folder with decoder.onnx and its weights.")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder with an exported decoder, ours or another's.")
+    ],
     guard: Annotated[Path, typer.Option("--guard", help="The guard pack.")],
     out: Out,
     weights: Annotated[
@@ -126,18 +145,39 @@ def apply(
             help="Put an affine guard that is always on into the weights: no guard nodes.",
         ),
     ] = False,
+    runtime: LoopOption = None,
+    check: SelfCheck = True,
 ) -> None:
-    """ONNX in, guarded ONNX out; no PyTorch."""
-    from guardbake.steps.apply import apply_guard
+    """ONNX in, guarded ONNX out; no PyTorch.
 
-    report = apply_guard(source, guard, out, weights.value, fold)
-    for site, found in report["sites"].items():
-        if fold:
-            roles = [role for role in ("weight", "bias") if found[role] is not None]
-            print(f"{site}: {found['value']} ({' and '.join(roles)} folded)")
-        else:
-            print(f"{site}: {found['value']} (found by {found['found_by']})")
-    print(f"{len(report.get('nodes', ()))} guard nodes: {out}")
+    Takes what guardbake, the onnxruntime-genai builder, mobius, optimum and TensorRT Edge-LLM
+    write, and what onnxruntime saved of it, quantised or not.
+    """
+    from guardbake.steps.apply import apply_guard
+    from guardbake.steps.runtimes import RUNTIMES
+    from guardbake.steps.self_check import require_session
+
+    session = require_session() if check and not fold else None
+    loop = None if runtime is None else RUNTIMES[runtime.value].name
+    record = apply_guard(source, guard, out, weights.value, fold, loop, session)
+    for name, report in record["decoders"].items():
+        for site, found in report["sites"].items():
+            if fold:
+                roles = [role for role in ("weight", "bias") if found[role] is not None]
+                print(f"{name}: {site}: {found['value']} ({' and '.join(roles)} folded)")
+            else:
+                print(f"{name}: {site}: {found['value']} (found by {found['found_by']})")
+        print(f"{name}: {len(report.get('nodes', ()))} guard nodes; {_said(report['self_check'])}")
+    print(f"guarded for {record['runtime']}: {out}")
+
+
+def _said(self_check: str | dict[str, dict[str, dict[str, float]]]) -> str:
+    if isinstance(self_check, str):
+        return f"self-check {self_check}"
+    rows = self_check["agreements"].items()
+    worst = max(rows, key=lambda row: row[1]["worst"])
+    share = f"{worst[1]['worst']:.2g} of its limit at the most ({worst[0]})"
+    return f"self-check passed: {len(rows)} quantities, {share}"
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 EXPORTER_GROUP = "guardbake.exporters"
 RUNNER_GROUP = "guardbake.runners"
 ENGINE_GROUP = "guardbake.engines"
+SESSION_GROUP = "guardbake.sessions"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,18 @@ class EngineBuilder(Protocol):
         ...
 
 
+class Session(Protocol):
+    """One graph, loaded to be run as it is written: no operator fused with another."""
+
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name. Raises UnsupportedError if a kernel refuses the feeds."""
+        ...
+
+
 RunnerFactory = Callable[[Path], Runner]
+OpenSession = Callable[[bytes, Path], Session]
 
 
 def find_exporter(name: str) -> Exporter:
@@ -118,6 +130,11 @@ def find_engine_builder(name: str) -> EngineBuilder:
     return cast(EngineBuilder, _load(ENGINE_GROUP, name)())
 
 
+def find_session(name: str) -> OpenSession:
+    """Loads a serialised graph whose external data lies in a folder; group `guardbake.sessions`."""
+    return cast(OpenSession, _load(SESSION_GROUP, name))
+
+
 def _load(group: str, name: str) -> Any:
     installed = {point.name: point for point in entry_points(group=group)}
     if name not in installed:
@@ -127,7 +144,15 @@ def _load(group: str, name: str) -> Any:
             where=f"the entry points of {group}",
             remedy="install the package that provides it",
         )
-    return installed[name].load()
+    try:
+        return installed[name].load()
+    except ImportError as error:
+        raise EnvironmentFault(
+            found=f"{name!r} without what it needs: {error}",
+            expected="the packages that it declares",
+            where=f"the entry points of {group}",
+            remedy="install them, for onnxruntime with pip install 'guardbake[onnx]'",
+        ) from error
 
 
 def first_end(tokens: Array, end_ids: frozenset[int]) -> Array:

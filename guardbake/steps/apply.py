@@ -1,79 +1,141 @@
-"""ONNX in, guarded ONNX out. No PyTorch is imported and no weight is read."""
+"""ONNX in, guarded ONNX out. No PyTorch is imported; weights are read by the self-check alone."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from guardbake.artifact import load_guard, require_model, save_guard
 from guardbake.bundle.files import describe
 from guardbake.bundle.folders import new_folder, refuse_existing
-from guardbake.bundle.manifest import DECODER, GUARD
+from guardbake.bundle.manifest import GUARD
 from guardbake.bundle.publish import share_weights
-from guardbake.errors import IntegrityError, UsageError
-from guardbake.steps.records import read_record
-from guardbake.steps.rewrite import fold, rewrite, verify_rewritten
+from guardbake.errors import IntegrityError, UnsupportedError
+from guardbake.plugins import OpenSession
+from guardbake.spec import GuardSpec
+from guardbake.steps.feeds import head_size_of
+from guardbake.steps.folder import ModelFolder, read_folder, unchanged
+from guardbake.steps.records import read_record, write_record
+from guardbake.steps.rewrite import fold, load_decoder, load_graph, rewrite, verify_rewritten
+from guardbake.steps.runtimes import RUNTIMES, RuntimeName, require_fit
+from guardbake.steps.self_check import self_check
 
 DESCRIPTION = "model.json"
+APPLIED = "applied.json"
+NOT_CHECKED = "not run: --no-self-check"
+FOLDED = "not run: folded into the weights, which were computed a second time and compared"
+
+
+Weights = Literal["link", "copy"]
+
+
+@dataclass(frozen=True)
+class _Application:
+    """How a guard is put on: the arguments of `apply_guard`."""
+
+    weights: Weights
+    folded: bool
+    runtime: RuntimeName | None
+    session: OpenSession | None
 
 
 def apply_guard(
-    source: Path, guard: Path, out: Path, weights: Literal["link", "copy"], folded: bool = False
+    source: Path,
+    guard: Path,
+    out: Path,
+    weights: Weights,
+    folded: bool = False,
+    runtime: RuntimeName | None = None,
+    session: OpenSession | None = None,
 ) -> dict[str, Any]:
-    """`out` gets the rewritten decoder, the guard pack and everything else of `source`.
+    """`out` gets the rewritten decoders, the guard pack, a record and all other files of `source`.
 
-    folded: the guard goes into the weights (see `passes.fold`), and the report names no nodes.
-    Raises SiteError when the guard does not fit the graph, UnsupportedError when it cannot be
-    folded, IntegrityError when it was fitted for another model, UsageError if `out` exists. `out`
-    appears whole or not at all; `source` is only read, though with "link" its weights become hard
-    links (see `share_weights`).
+    weights: files that do not change become hard links, or copies. folded: the guard goes into the
+    weights (see `passes.fold`). runtime: whose loop runs the decoder, None for what the folder
+    tells. session: runs the numeric self-check, None to leave it out, which is put on record.
+    Returns the record. Raises SiteError when the guard does not fit a graph, UnsupportedError when
+    the runtime cannot carry it or it cannot be folded, ParityError when the self-check fails,
+    IntegrityError when the guard was fitted for another model or `source` changes meanwhile,
+    MalformedError when `source` cannot be trusted, UsageError if `out` exists. `out` appears whole
+    or not at all; `source` is only read, though with "link" its weights become hard links (see
+    `share_weights`).
     """
     refuse_existing(out)  # before any work; new_folder looks again
-    if not (source / DECODER).is_file():
-        raise UsageError(
-            found=f"no {DECODER}",
-            expected="a folder with an exported decoder",
-            where=str(source),
-            remedy="name the folder that holds decoder.onnx and its weights",
-        )
+    how = _Application(weights, folded, runtime, session)
     spec = load_guard(guard)
-    if (source / DESCRIPTION).is_file():  # written by our exporter; foreign folders have none
-        digest = read_record(source / DESCRIPTION).get("model_digest")
-        require_model(spec, str(digest), str(source))
-    with new_folder(out) as folder:
-        write = fold if folded else rewrite
-        report = write(source / DECODER, spec, folder / DECODER)
-        for path in sorted(source.iterdir()):
-            if path.is_file() and path.name != DECODER:
-                share_weights(path, folder / path.name, weights)
-        save_guard(spec, folder / GUARD)
-    return report
+    with unchanged(source):
+        folder = read_folder(source, load_graph)
+        _require_model(folder, spec)
+        with new_folder(out) as target:
+            record = _write(folder, spec, target, how)
+    return record
 
 
-def verify_applied(folder: Path, source: Path) -> str:
-    """Check that `folder` is what `apply_guard` makes of `source`; says how it carries its guard.
+def _require_model(folder: ModelFolder, spec: GuardSpec) -> None:
+    """A folder of ours says which model it is; of another's, width and layers are what is known."""
+    if DESCRIPTION in folder.files:
+        digest = read_record(folder.path / DESCRIPTION).get("model_digest")
+        require_model(spec, str(digest), str(folder.path))
+    taken = sorted({GUARD, APPLIED} & set(folder.files))
+    if taken:
+        raise UnsupportedError(
+            found=f"{taken[0]} among the files of the source",
+            expected="a folder without a guard",
+            where=str(folder.path),
+            remedy="start from the unguarded export",
+        )
 
-    The guard is put into the graph of `source` again, as nodes or folded, and the two are compared.
-    All other files are the source's, byte for byte. Raises IntegrityError at the first that is not.
+
+def _write(folder: ModelFolder, spec: GuardSpec, target: Path, how: _Application) -> dict[str, Any]:
+    runtime = RUNTIMES[how.runtime] if how.runtime is not None else folder.runtime
+    for name in folder.files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if name not in folder.decoders:
+            share_weights(folder.path / name, target / name, how.weights)
+    decoders = {}
+    for name in folder.decoders:
+        before = load_decoder(folder.path / name)
+        write = fold if how.folded else rewrite
+        report = write(folder.path / name, spec, target / name)
+        after = load_graph(target / name)
+        require_fit(runtime, before.graph, after.graph, spec.profile)
+        report["self_check"] = FOLDED if how.folded else NOT_CHECKED
+        if how.session is not None and not how.folded:
+            data = (folder.path / name).parent
+            report["self_check"] = self_check(
+                before, after, spec, data, how.session, head_size_of(folder.path)
+            )
+        decoders[name] = report
+    record = {"guard": spec.digest, "runtime": runtime.name, "decoders": decoders}
+    write_record(target / APPLIED, record)
+    save_guard(spec, target / GUARD)
+    return record
+
+
+def verify_applied(path: Path, source: Path) -> str:
+    """Check that `path` is what `apply_guard` makes of `source`; says how it carries its guard.
+
+    The guard is put into each decoder of `source` again, as nodes or folded, and the two are
+    compared. All other files are the source's, byte for byte. Raises IntegrityError at the first
+    that is not.
     """
-    spec = load_guard(folder / GUARD)
-    folded = verify_rewritten(folder / DECODER, spec, source / DECODER)
-    for path in sorted(source.iterdir()):
-        twin = folder / path.name
-        if not path.is_file() or path.name == DECODER:
-            continue
-        if not twin.is_file() or not _same_bytes(path, twin):
+    spec = load_guard(path / GUARD)
+    folder = read_folder(source, load_graph)
+    for name in folder.files:
+        twin = path / name
+        if not twin.is_file() or not (name in folder.decoders or _same_bytes(path, source, name)):
             raise IntegrityError(
-                found=f"another {path.name}" if twin.is_file() else f"no {path.name}",
+                found=f"another {name}" if twin.is_file() else f"no {name}",
                 expected=f"the file of {source}",
-                where=str(folder),
+                where=str(path),
                 remedy="do not ship this folder: apply the guard to the unguarded export again",
             )
+    folded = [verify_rewritten(path / name, spec, source / name) for name in folder.decoders]
     where = ", ".join(str(edit.site) for edit in spec.edits)
-    return f"guard {spec.digest[:12]} {'folded into' if folded else 'present at'} {where}"
+    return f"guard {spec.digest[:12]} {'folded into' if all(folded) else 'present at'} {where}"
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
-    return one.samefile(other) or describe(one.parent, one.name) == describe(
-        other.parent, other.name
-    )
+def _same_bytes(one: Path, other: Path, name: str) -> bool:
+    same = (one / name).samefile(other / name)
+    return same or describe(one, name).sha256 == describe(other, name).sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,13 @@ from google.protobuf.message import DecodeError
 from onnx_ir.serde import SerdeError
 
 from guardbake.errors import IntegrityError, MalformedError
+from guardbake.passes.admit import admit
+from guardbake.passes.branches import decoders, require_twins
+from guardbake.passes.dtypes import settle_dtypes
 from guardbake.passes.fold import FoldGuard
-from guardbake.passes.insert import FOLD_KEY, InsertGuard
+from guardbake.passes.insert import FOLD_KEY, InsertGuard, InsertReport, refuse_guarded
+from guardbake.passes.locate import locate
+from guardbake.passes.locate_stream import read_stream
 from guardbake.passes.verify import VerifyGuard
 from guardbake.passes.verify_fold import VerifyFold, require_same
 from guardbake.spec import GuardSpec
@@ -33,19 +39,72 @@ def load_graph(path: Path) -> ir.Model:
         ) from error
 
 
+def load_decoder(path: Path) -> ir.Model:
+    """The unguarded graph, of a kind that we read; UnsupportedError or MalformedError if not."""
+    model = load_graph(path)
+    admit(model, str(path))
+    return model
+
+
+def insert(model: ir.Model, spec: GuardSpec) -> dict[str, InsertReport]:
+    """Put the guard into every decoder of the graph; the reports by branch ("" if there is none).
+
+    Raises SiteError or UnsupportedError; of the model, nothing is promised then.
+    """
+    refuse_guarded(model)
+    reports = {}
+    for branch, decoder in decoders(model):
+        edited = locate(decoder.graph, [edit.site for edit in spec.edits])
+        _require_size(decoder.graph, spec, [each.value for each in edited.values()])
+        settle_dtypes(each.value for each in edited.values())
+        reports[branch] = InsertGuard(spec)(decoder)
+    for edit in spec.edits:
+        places = [each for report in reports.values() for each in report.found]
+        require_twins([p.value for p in places if p.site == edit.site], str(edit.site))
+    return reports
+
+
+def _require_size(graph: ir.Graph, spec: GuardSpec, values: Sequence[ir.Value]) -> None:
+    """IntegrityError if the decoder has other layers or another width than the guard's model.
+
+    A folder of another tool does not say which model it holds; this much its graph may show.
+    """
+    layers = len(read_stream(graph).ffn_outputs)
+    widths = {value.shape[-1] for value in values if value.shape is not None and len(value.shape)}
+    seen = [("layers", layers, spec.model.layers)] if layers else []
+    seen += [("columns", each, spec.model.width) for each in widths if isinstance(each, int)]
+    for what, found, wanted in seen:
+        if found != wanted:
+            raise IntegrityError(
+                found=f"a decoder of {found} {what}",
+                expected=f"{wanted}, as has the model for which the guard was fitted",
+                where="the decoder graph",
+                remedy="fit a guard for this model with guardbake fit",
+            )
+
+
 def rewrite(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
     """Write the guarded graph to `target`; its external data keeps the name it has beside `source`.
 
-    Returns what was inserted, as JSON values. The result is verified as a reader would find it.
+    Returns what was inserted and how each site was found, as JSON values. The result is verified as
+    a reader would find it.
     """
-    model = load_graph(source)
-    report = InsertGuard(spec)(model)
+    model = load_decoder(source)
+    reports = insert(model, spec)
     ir.save(model, target)
-    VerifyGuard(spec, str(target))(load_graph(target))
-    return {
-        "nodes": list(report.nodes),
-        "sites": {str(f.site): {"value": f.value.name, "found_by": f.how} for f in report.found},
+    for _, decoder in decoders(load_graph(target)):
+        VerifyGuard(spec, str(target))(decoder)
+    sites = {
+        f"{branch}: {found.site}" if branch else str(found.site): {
+            "value": found.value.name,
+            "found_by": found.how,
+            "confirmed": found.confirmed,
+            "missed": [str(miss) for miss in found.missed],
+        }
+        for branch, report in reports.items()
+        for found in report.found
     }
+    return {"nodes": [name for report in reports.values() for name in report.nodes], "sites": sites}
 
 
 def fold(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
@@ -55,7 +114,7 @@ def fold(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
     there too, unread. Returns what was folded where, as JSON values. The result is compared with
     another fold of `source`, as a reader would find it.
     """
-    model = load_graph(source)
+    model = load_decoder(source)
     report = FoldGuard(spec, array_beside)(model)
     changed = [model.graph.initializers[name] for name in report.changed]
     tensors = [value.const_value for value in changed if value.const_value is not None]
@@ -79,8 +138,9 @@ def verify_rewritten(target: Path, spec: GuardSpec, source: Path) -> bool:
     if FOLD_KEY in model.metadata_props:
         VerifyFold(spec, str(target), original, array_beside)(model)
         return True
-    VerifyGuard(spec, str(target))(model)
-    InsertGuard(spec)(original)
+    for _, decoder in decoders(model):
+        VerifyGuard(spec, str(target))(decoder)
+    insert(original, spec)
     require_same(model, original, str(target))
     return False
 

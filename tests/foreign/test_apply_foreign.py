@@ -1,0 +1,174 @@
+"""`guardbake apply` on every exporter's folder: guarded, checked, verified again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from guardbake.artifact import save_guard
+from guardbake.passes.functions import DOMAIN
+from guardbake.spec import GuardSpec
+from guardbake.steps.apply import APPLIED
+
+Run = Callable[..., int]
+Pack = Callable[..., Path]
+NAMES = [
+    "genai-fp32",
+    "genai-fp16",
+    "genai-int8",
+    "genai-int4",
+    "mobius",
+    "mobius-gqa",
+    "optimum",
+    "optimum-merged",
+    "onnxruntime-saved",
+    "edgellm",
+]
+RUNTIMES = {"optimum": "onnxruntime", "onnxruntime-saved": "onnxruntime"}
+RUNTIMES |= {"optimum-merged": "transformers.js", "edgellm": "tensorrt-edgellm"}
+
+
+@pytest.fixture
+def pack(foreign_guard: Callable[..., GuardSpec], tmp_path: Path) -> Pack:
+    def make(profile: str = "token", kind: str = "care", **changes: object) -> Path:
+        path = tmp_path / f"{profile}.safetensors"
+        save_guard(foreign_guard(profile, kind, **changes), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def folder(graph_of: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a folder, for a test to spoil."""
+
+    def copy(name: str) -> Path:
+        top = next(path for path in graph_of(name).parents if path.name == name)
+        return Path(shutil.copytree(top, tmp_path / name))
+
+    return copy
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_folder_is_guarded_and_checked(
+    run: Run, folder: Callable[[str], Path], pack: Pack, tmp_path: Path, name: str
+) -> None:
+    source, out = folder(name), tmp_path / "out"
+    guard = pack("always") if name == "edgellm" else pack()
+    assert run("apply", source, "--guard", guard, "-o", out) == 0
+    record = json.loads((out / APPLIED).read_text())
+    assert record["runtime"] == RUNTIMES.get(name, "onnxruntime-genai")
+    ((graph, report),) = record["decoders"].items()
+    agreements = report["self_check"]["agreements"]
+    branches = 2 if name == "optimum-merged" else 1
+    nodes = 1 if name == "edgellm" else 4  # reading, sensor, gate, edit
+    assert len(report["nodes"]) == branches * nodes
+    edited = agreements["layers.1.ffn_output while open"]
+    assert edited["compared"] > 0
+    assert edited["worst"] <= 1
+    if name == "edgellm":
+        assert report["self_check"]["replaced"] == ["AttentionPlugin"]
+    else:
+        assert agreements["outputs while every gate is closed"]["compared"] == 2 * 5  # 2 calls
+        assert agreements["score of gate 0"]["difference"] > 0  # float32 against float64
+    assert ir.load(out / graph).metadata_props["guardbake.guard"] == record["guard"]
+    others = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
+    written = {p.relative_to(out) for p in out.rglob("*") if p.is_file()}
+    assert written - others == {Path(APPLIED), Path("guard.safetensors")}
+    assert run("verify", out, "--unguarded", source) == 0
+    shutil.copyfile(source / graph, out / graph)
+    assert run("verify", out, "--unguarded", source) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("genai-int4", "onnxruntime-genai"), ("optimum-merged", "transformers.js")],
+)
+def test_a_loop_that_feeds_no_state_gets_no_latched_guard(
+    run: Run,
+    folder: Callable[[str], Path],
+    pack: Pack,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    what: str,
+) -> None:
+    source, guard, out = folder(name), pack("sequence"), tmp_path / "out"
+    assert run("apply", source, "--guard", guard, "-o", out) == 3
+    said = capsys.readouterr().err
+    assert (
+        f"adds the inputs guard_state\n  expected  a guard of profile always or token: {what}"
+        in said
+    )
+    assert not out.exists()
+    own = "--runtime", "onnxruntime"
+    assert run("apply", source, "--guard", guard, "-o", out, *own) == 0
+    assert json.loads((out / APPLIED).read_text())["runtime"] == "onnxruntime"
+    assert run("verify", out, "--unguarded", source) == 0
+
+
+def test_packed_tokens_know_no_mask_to_gate_by(
+    run: Run,
+    folder: Callable[[str], Path],
+    pack: Pack,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = folder("edgellm")
+    for profile in ("token", "sequence"):
+        assert run("apply", source, "--guard", pack(profile), "-o", tmp_path / "out") == 3
+        assert "use the profile always" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["care sequential", "project", "replace", "steer", "astra"])
+def test_every_kind_of_edit_in_both_branches(
+    run: Run, folder: Callable[[str], Path], pack: Pack, tmp_path: Path, kind: str
+) -> None:
+    """Latched, with a pooling sensor: every input and output that a guard can add."""
+    source, out = folder("optimum-merged"), tmp_path / "out"
+    guard = pack("sequence", kind, pools=True)
+    own = "--runtime", "onnxruntime"
+    assert run("apply", source, "--guard", guard, "-o", out, *own) == 0
+    (report,) = json.loads((out / APPLIED).read_text())["decoders"].values()
+    assert {"memory", "guard_state_out"} <= set(report["self_check"]["agreements"])
+    (switch,) = ir.load(out / "onnx" / "decoder_model_merged.onnx").graph
+    for branch in ("then_branch", "else_branch"):
+        inner = switch.attributes[branch].as_graph()
+        assert sum(node.domain == DOMAIN for node in inner) == 4
+        assert [v.name for v in inner.outputs] == [v.name for v in switch.outputs]
+
+
+def test_without_onnxruntime_the_check_is_refused_or_waived_on_record(
+    folder: Callable[[str], Path], pack: Pack, tmp_path: Path
+) -> None:
+    source, guard = folder("genai-fp32"), pack()
+
+    def apply(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        script = (
+            "import sys\n"
+            "for name in ('torch', 'transformers', 'onnxruntime'): sys.modules[name] = None\n"
+            "from guardbake.cli import main\n"
+            f"sys.argv = ['guardbake', 'apply', {str(source)!r}, '--guard', {str(guard)!r},"
+            f" '-o', {str(out)!r}, *{list(more)!r}]\n"
+            "main()\n"
+        )
+        command = [sys.executable, "-c", script]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = apply(tmp_path / "refused")
+    assert refused.returncode == 7, refused.stderr
+    assert "--no-self-check" in refused.stderr
+    assert not (tmp_path / "refused").exists()
+    waived = apply(tmp_path / "waived", "--no-self-check")
+    assert waived.returncode == 0, waived.stderr
+    record: Any = json.loads((tmp_path / "waived" / APPLIED).read_text())
+    assert record["decoders"]["model.onnx"]["self_check"] == "not run: --no-self-check"
