@@ -29,11 +29,11 @@ from guardbake.spec import (
     ModelIdentity,
     Reading,
     Sensor,
-    Vector,
     header,
     header_json,
     tensors,
 )
+from guardbake.values import Vector
 
 MAX_HEADER = 1 << 20  # a guard's header is kilobytes; anything larger is not ours
 MAX_TENSORS = 4096  # two subspaces at every layer of a model of hundreds of layers are fewer

@@ -6,18 +6,14 @@ doctor -> model -> samples -> diagnose (if the recipe says so) -> fit -> export 
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardbake.artifact import load_guard, save_guard
 from guardbake.bundle.canonical import JSON
-from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
@@ -36,6 +32,7 @@ from guardbake.progress import Reporter
 from guardbake.recipe import Recipe, load_recipe, require_layers
 from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.spec import GuardSpec
+from guardbake.steps.assemble import ENGINE_RECORD, bundle_files, together
 from guardbake.steps.certify import gates_of, require_pass
 from guardbake.steps.recheck import GOLDEN, RECIPE
 from guardbake.steps.records import (
@@ -56,19 +53,6 @@ if TYPE_CHECKING:
 CERTIFICATE_TEXT = "CERTIFICATE.md"
 DIAGNOSIS = "diagnosis.json"
 CANDIDATES = "candidates"
-ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
-_PROCESSOR = (
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 
 
 class Bake:
@@ -251,7 +235,7 @@ class Bake:
         }
 
         def build(folder: Path) -> None:
-            with _together(guarded, exported, self.workspace.root) as model:
+            with together(guarded, exported, self.workspace.root) as model:
                 builder.build(
                     model / DECODER, folder, section.capabilities, nodes, self.reporter.advance
                 )
@@ -273,7 +257,7 @@ class Bake:
         def build(folder: Path) -> None:
             runner = find_runner("onnx")
             with (
-                _together(guarded, exported, self.workspace.root) as model,
+                together(guarded, exported, self.workspace.root) as model,
                 parity.tapped(model, self.workspace.root) as tapped,
             ):
                 report, golden = parity.measure(
@@ -352,7 +336,7 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
         if isinstance(engine, str)
         else read_record(engine / ENGINE_RECORD),
     }
-    files = _files(work.vlm.folder, exported, guarded, fitted, parity, engine)
+    files = bundle_files(work.vlm.folder, exported, guarded, fitted, parity, engine)
     digests = {
         "model": work.vlm.model_digest,
         "guard": spec.digest,
@@ -364,28 +348,6 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
     require_pass(content)
     _publish(work, spec, files, engine)
     return content
-
-
-def _files(
-    checkpoint: Path,
-    exported: Path,
-    guarded: Path,
-    fitted: Path,
-    parity: Path,
-    engine: Path | str,
-) -> dict[str, Path]:
-    """The bundle's files by name; the guarded decoder takes the unguarded one's place.
-
-    processor/ is what turns requests into tokens and pixels: the checkpoint's own files.
-    """
-    files = {path.name: path for path in sorted(exported.iterdir())}
-    files |= {f"processor/{n}": checkpoint / n for n in _PROCESSOR if (checkpoint / n).is_file()}
-    files[DECODER] = guarded / DECODER
-    files[GUARD] = fitted / GUARD
-    files[GOLDEN] = parity / GOLDEN
-    if not isinstance(engine, str):
-        files |= {name: engine / name for name in (ENGINE, ENGINE_RECORD)}
-    return files
 
 
 def _stamp(work: Bake, content: dict[str, Any], files: dict[str, Path]) -> None:
@@ -412,14 +374,3 @@ def _publish(work: Bake, spec: GuardSpec, files: dict[str, Path], engine: Path |
     started = time.monotonic()
     publish(files, work.out, origins, verify_bundle)
     work.reporter.end("publish", time.monotonic() - started, False)
-
-
-@contextmanager
-def _together(guarded: Path, exported: Path, beside: Path) -> Iterator[Path]:
-    """A folder that looks like the bundle: the guarded graph with the export's files, linked."""
-    with partial_folder(beside / "model") as folder:
-        for path in exported.iterdir():
-            if path.name != DECODER:
-                os.link(path, folder / path.name)
-        shutil.copyfile(guarded / DECODER, folder / DECODER)
-        yield folder

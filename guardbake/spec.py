@@ -10,19 +10,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from guardbake.errors import MalformedError
 from guardbake.semantics import Fusion
 from guardbake.site import Site
+from guardbake.values import Vector, finite, json_copy, refuse, shows, vector
 
 Profile = Literal["always", "token", "sequence"]
 EditKind = Literal["care", "project", "add", "replace", "steer", "astra"]
 Modality = Literal["visual", "text"]
-Vector = npt.NDArray[np.float32]
 
 VERSION = 3
 POLARITY = "harmful-positive"
@@ -38,50 +36,6 @@ _BRANCHES: Mapping[EditKind, int] = {
 }
 
 
-def _refuse(where: str, found: str, expected: str) -> NoReturn:
-    raise MalformedError(
-        found=found, expected=expected, where=where, remedy="fit the guard again with guardbake fit"
-    )
-
-
-def _vector(array: npt.ArrayLike, shape: tuple[int | None, ...], where: str) -> Vector:
-    """A read-only float32 copy of `array`, or an error naming `where`."""
-    raw = np.asarray(array)
-    if raw.dtype != np.float32:
-        _refuse(where, f"dtype {raw.dtype}", "float32")
-    if raw.ndim != len(shape) or any(
-        want not in (None, got) for want, got in zip(shape, raw.shape, strict=True)
-    ):
-        _refuse(where, f"shape {raw.shape}", f"shape {shape}")
-    if not np.isfinite(raw).all():
-        _refuse(where, "a value that is not finite", "finite numbers")
-    out = np.array(raw, dtype=np.float32, order="C")
-    out.setflags(write=False)
-    return out
-
-
-def _shows(text: str) -> bool:
-    """Whether a terminal shows the text as what it is: no escapes, no control characters."""
-    return len(text) <= 256 and text.isprintable()
-
-
-def _finite(value: float, where: str) -> None:
-    if not np.isfinite(value):
-        _refuse(where, repr(value), "a finite number")
-
-
-def _json_copy(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A deep copy that nobody else can change, or an error if it is not JSON."""
-    try:
-        plain = dict(values) if isinstance(values, Mapping) else values
-        copy = json.loads(json.dumps(plain, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        _refuse(where, str(error), "JSON values")
-    if not isinstance(copy, dict):
-        _refuse(where, f"a JSON {type(copy).__name__}", "a JSON object")
-    return cast(dict[str, Any], copy)
-
-
 @dataclass(frozen=True)
 class ModelIdentity:
     """The model a guard belongs to. digest: sha256 over its weights and configuration files."""
@@ -95,12 +49,12 @@ class ModelIdentity:
         for name, kind in (("family", str), ("layers", int), ("width", int), ("digest", str)):
             value = getattr(self, name)
             if type(value) is not kind:
-                _refuse("model identity", f"{name} {value!r}", f"a value of type {kind.__name__}")
+                refuse("model identity", f"{name} {value!r}", f"a value of type {kind.__name__}")
         for text in (self.family, self.digest):
-            if not _shows(text):
-                _refuse("model identity", f"{text!r:.80}", "a text that can be shown")
+            if not shows(text):
+                refuse("model identity", f"{text!r:.80}", "a text that can be shown")
         if self.layers < 1 or self.width < 1:
-            _refuse("model identity", f"{self.layers} layers of width {self.width}", "at least 1")
+            refuse("model identity", f"{self.layers} layers of width {self.width}", "at least 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +71,11 @@ class Reading:
 
     def __post_init__(self) -> None:
         where = f"sensor at {self.site}"
-        object.__setattr__(self, "directions", _vector(self.directions, (None, None), where))
+        object.__setattr__(self, "directions", vector(self.directions, (None, None), where))
         width, columns = self.directions.shape
-        object.__setattr__(self, "centre", _vector(self.centre, (width,), where))
+        object.__setattr__(self, "centre", vector(self.centre, (width,), where))
         if columns not in (1, 2):
-            _refuse(where, f"{columns} columns", "1, or 2: last, pooled")
+            refuse(where, f"{columns} columns", "1, or 2: last, pooled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +92,16 @@ class Sensor:
         where = "sensor"
         sites = self.sites
         if not sites or sites != tuple(sorted(set(sites), key=lambda site: site.depth)):
-            _refuse(where, f"readings at {[str(s) for s in sites]}", "distinct sites in order")
+            refuse(where, f"readings at {[str(s) for s in sites]}", "distinct sites in order")
         shapes = {reading.directions.shape for reading in self.readings}
         wanted = {2 * shape[1] - 1 for shape in shapes}
         if len(shapes) != 1 or wanted != {len(self.thresholds)}:
             found = f"{len(self.thresholds)} thresholds, directions {sorted(shapes)}"
-            _refuse(where, found, "one width, one threshold a column or three for two")
+            refuse(where, found, "one width, one threshold a column or three for two")
         for threshold in self.thresholds:
-            _finite(threshold, f"{where}: threshold")
+            finite(threshold, f"{where}: threshold")
         if not any(reading.directions[:, 0].any() for reading in self.readings):
-            _refuse(where, "a score that reads nothing", "a direction")
+            refuse(where, "a score that reads nothing", "a direction")
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -187,19 +141,19 @@ class Branch:
     def __post_init__(self) -> None:
         where = f"{self.modality} branch"
         if self.modality not in get_args(Modality):
-            _refuse(where, repr(self.modality), f"one of {get_args(Modality)}")
-        object.__setattr__(self, "basis", _vector(self.basis, (None, None), where))
+            refuse(where, repr(self.modality), f"one of {get_args(Modality)}")
+        object.__setattr__(self, "basis", vector(self.basis, (None, None), where))
         width, rank = self.basis.shape
         if not 0 < rank <= width:
-            _refuse(where, f"a basis of shape {self.basis.shape}", "1 to d columns")
-        object.__setattr__(self, "centre", _vector(self.centre, (width,), where))
-        _finite(self.strength, f"{where}: strength")
+            refuse(where, f"a basis of shape {self.basis.shape}", "1 to d columns")
+        object.__setattr__(self, "centre", vector(self.centre, (width,), where))
+        finite(self.strength, f"{where}: strength")
         if self.gains is not None:
-            object.__setattr__(self, "gains", _vector(self.gains, (rank,), f"{where}: gains"))
+            object.__setattr__(self, "gains", vector(self.gains, (rank,), f"{where}: gains"))
         basis = self.basis.astype(np.float64)
         error = float(np.abs(basis.T @ basis - np.eye(rank)).max())
         if error > ORTHONORMAL:
-            _refuse(where, f"a basis with |Q^T Q - I| = {error:.3g}", f"at most {ORTHONORMAL}")
+            refuse(where, f"a basis with |Q^T Q - I| = {error:.3g}", f"at most {ORTHONORMAL}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,47 +178,47 @@ class Edit:
     def __post_init__(self) -> None:
         where = f"edit at {self.site}"
         if type(self.gate) is not int or self.gate < 0:
-            _refuse(where, f"gate {self.gate!r}", "the number of a sensor")
+            refuse(where, f"gate {self.gate!r}", "the number of a sensor")
         if self.kind not in get_args(EditKind):
-            _refuse(where, f"kind {self.kind!r}", f"one of {get_args(EditKind)}")
+            refuse(where, f"kind {self.kind!r}", f"one of {get_args(EditKind)}")
         if self.site.boundary != "ffn_output":
-            _refuse(where, f"boundary {self.site.boundary}", "ffn_output, the only edited boundary")
+            refuse(where, f"boundary {self.site.boundary}", "ffn_output, the only edited boundary")
         if self.fusion not in get_args(Fusion):
-            _refuse(where, f"fusion {self.fusion!r}", f"one of {get_args(Fusion)}")
+            refuse(where, f"fusion {self.fusion!r}", f"one of {get_args(Fusion)}")
         if self.kind != "care" and self.fusion != "adaptive":
-            _refuse(where, f"fusion {self.fusion} of kind {self.kind}", "a fusion for care only")
+            refuse(where, f"fusion {self.fusion} of kind {self.kind}", "a fusion for care only")
         self._check_branches(where)
         self._check_push(where)
 
     def _check_branches(self, where: str) -> None:
         wanted = _BRANCHES[self.kind]
         if len(self.branches) != wanted:
-            _refuse(where, f"{len(self.branches)} branches", f"{wanted} for kind {self.kind}")
+            refuse(where, f"{len(self.branches)} branches", f"{wanted} for kind {self.kind}")
         if self.kind == "care" and [b.modality for b in self.branches] != ["visual", "text"]:
-            _refuse(where, f"{[b.modality for b in self.branches]}", "visual, then text")
+            refuse(where, f"{[b.modality for b in self.branches]}", "visual, then text")
         if self.kind == "replace" and self.branches[0].gains is not None:
-            _refuse(where, "gains for kind replace", "coordinates that are replaced whole")
+            refuse(where, "gains for kind replace", "coordinates that are replaced whole")
         if len({b.basis.shape[0] for b in self.branches}) > 1:
-            _refuse(where, "branches of different width", "one width")
-        _finite(self.strength, f"{where}: strength")
+            refuse(where, "branches of different width", "one width")
+        finite(self.strength, f"{where}: strength")
         if self.branches and self.strength != 1:
-            _refuse(where, f"strength {self.strength} of the edit", "strengths in the branches")
+            refuse(where, f"strength {self.strength} of the edit", "strengths in the branches")
 
     def _check_push(self, where: str) -> None:
         if (self.push is None) == (not self.branches):
             has = "no push" if self.push is None else "a push"
-            _refuse(where, f"{has} for kind {self.kind}", "a push iff there are no branches")
+            refuse(where, f"{has} for kind {self.kind}", "a push iff there are no branches")
         if (self.reference is None) == (self.kind == "astra"):
             has = "no reference" if self.reference is None else "a reference"
-            _refuse(where, f"{has} for kind {self.kind}", "a reference iff astra")
+            refuse(where, f"{has} for kind {self.kind}", "a reference iff astra")
         if self.push is not None:
-            object.__setattr__(self, "push", _vector(self.push, (None,), where))
+            object.__setattr__(self, "push", vector(self.push, (None,), where))
         if self.reference is not None and self.push is not None:
-            reference = _vector(self.reference, self.push.shape, f"{where}: reference")
+            reference = vector(self.reference, self.push.shape, f"{where}: reference")
             object.__setattr__(self, "reference", reference)
             norm = float(np.linalg.norm(self.push.astype(np.float64)))
             if abs(norm - 1) > ORTHONORMAL:
-                _refuse(where, f"a push of length {norm:.6g}", "unit length for kind astra")
+                refuse(where, f"a push of length {norm:.6g}", "unit length for kind astra")
 
     @property
     def width(self) -> int:
@@ -291,45 +245,45 @@ class GuardSpec:
     def __post_init__(self) -> None:
         where = "guard spec"
         if self.profile not in get_args(Profile):
-            _refuse(where, f"profile {self.profile!r}", f"one of {get_args(Profile)}")
+            refuse(where, f"profile {self.profile!r}", f"one of {get_args(Profile)}")
         if not self.edits:
-            _refuse(where, "no edits", "at least one edit")
+            refuse(where, "no edits", "at least one edit")
         if self.profile != "sequence" and any(edit.kind == "replace" for edit in self.edits):
             # the text-only pass goes through the same graph, and only a latched gate can be shut
-            _refuse(where, f"an edit replace in profile {self.profile}", "profile sequence")
+            refuse(where, f"an edit replace in profile {self.profile}", "profile sequence")
         sites = [edit.site for edit in self.edits]
         if sites != sorted(set(sites), key=lambda site: site.depth):
-            _refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")
+            refuse(where, f"edits at {[str(s) for s in sites]}", "distinct sites in layer order")
         for site in [*sites, *(site for sensor in self.sensors for site in sensor.sites)]:
             if not 0 <= site.layer < self.model.layers:
-                _refuse(where, str(site), f"layers 0 to {self.model.layers - 1}")
+                refuse(where, str(site), f"layers 0 to {self.model.layers - 1}")
         self._check_sensors(where)
         widths = {edit.width for edit in self.edits} | {each.width for each in self.sensors}
         if widths != {self.model.width}:
-            _refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
-        if not isinstance(self.method, str) or not _shows(self.method):
-            _refuse(where, f"method {self.method!r:.80}", "a name")
-        object.__setattr__(self, "provenance", _json_copy(self.provenance, f"{where}: provenance"))
+            refuse(where, f"widths {sorted(widths)}", f"the model's width {self.model.width}")
+        if not isinstance(self.method, str) or not shows(self.method):
+            refuse(where, f"method {self.method!r:.80}", "a name")
+        object.__setattr__(self, "provenance", json_copy(self.provenance, f"{where}: provenance"))
 
     def _check_sensors(self, where: str) -> None:
         if bool(self.sensors) == (self.profile == "always"):
             found = f"profile {self.profile} {'with' if self.sensors else 'without'} a sensor"
-            _refuse(where, found, "a sensor iff gated")
+            refuse(where, found, "a sensor iff gated")
         if len(self.sensors) > MAX_GATES:
-            _refuse(where, f"{len(self.sensors)} sensors", f"at most {MAX_GATES}")
+            refuse(where, f"{len(self.sensors)} sensors", f"at most {MAX_GATES}")
         gates = sorted({edit.gate for edit in self.edits})
         if gates != list(range(len(self.sensors) or 1)):
-            _refuse(where, f"edits of the gates {gates}", "an edit for each sensor")
+            refuse(where, f"edits of the gates {gates}", "an edit for each sensor")
         ends = [sensor.sites[-1] for sensor in self.sensors]
         if ends != sorted(set(ends), key=lambda site: site.depth):
-            _refuse(where, f"sensors that end at {[str(s) for s in ends]}", "one after the other")
+            refuse(where, f"sensors that end at {[str(s) for s in ends]}", "one after the other")
         for edit in self.edits if ends else ():
             if (end := ends[edit.gate]).depth > edit.site.depth:
-                _refuse(where, f"sensor at {end}", f"at or before the edit at {edit.site}")
+                refuse(where, f"sensor at {end}", f"at or before the edit at {edit.site}")
         if self.pools and self.profile != "sequence":
-            _refuse(where, f"profile {self.profile}", "sequence, which a pooling sensor needs")
+            refuse(where, f"profile {self.profile}", "sequence, which a pooling sensor needs")
         if any(sensor.pools for sensor in self.sensors[1:]):
-            _refuse(where, "a later sensor that pools", "no sensor but the first to pool")
+            refuse(where, "a later sensor that pools", "no sensor but the first to pool")
 
     @property
     def pools(self) -> bool:

@@ -202,12 +202,23 @@ def test_a_token_guard_leaves_no_trace_in_the_cache(questions: Questions, guard:
     assert questions.ask(None, TOKENS, quiet) == before
 
 
-def test_a_prompt_is_fed_once_under_a_guard_that_edits_it(
-    vlm: Vlm, guard: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fed: list[int] = []
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many columns each call of Session.feed took."""
+    counts: list[int] = []
     feed = Session.feed
-    monkeypatch.setattr(Session, "feed", lambda s, stop: fed.append(stop - s.fed) or feed(s, stop))
+
+    def counted(session: Session, stop: int) -> torch.Tensor:
+        counts.append(stop - session.fed)
+        return feed(session, stop)
+
+    monkeypatch.setattr(Session, "feed", counted)
+    return counts
+
+
+def test_a_prompt_is_fed_once_under_a_guard_that_edits_it(
+    vlm: Vlm, guard: Any, fed: list[int]
+) -> None:
     asked = Questions(vlm, samples(), DRAWING, len(WORDS), quiet)
     (prompt,) = fed
     whole = spec_of(guard, "always", 0.0, 30.0)
@@ -216,12 +227,7 @@ def test_a_prompt_is_fed_once_under_a_guard_that_edits_it(
     assert fed[1:] == [prompt, 1, 1, prompt, 1, 1]
 
 
-def test_what_a_sensor_remembers_is_read_once(
-    vlm: Vlm, guard: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fed: list[int] = []
-    feed = Session.feed
-    monkeypatch.setattr(Session, "feed", lambda s, stop: fed.append(stop - s.fed) or feed(s, stop))
+def test_what_a_sensor_remembers_is_read_once(vlm: Vlm, guard: Any, fed: list[int]) -> None:
     asked = Questions(vlm, samples(), DRAWING, len(WORDS), quiet)
     (prompt,) = fed
     pools = {"width": 128, "layers": 6, "sensor": Site(1, "residual"), "pools": True}
