@@ -39,6 +39,17 @@ class ProgressStyle(StrEnum):
     json = "json"
 
 
+class StorageStyle(StrEnum):
+    stream = "stream"
+    zero_copy = "zero-copy"
+
+
+class NumberType(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 class Weights(StrEnum):
     link = "link"
     copy = "copy"
@@ -123,6 +134,35 @@ def fit(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.a
         verdict = "; ".join(row["refused_because"]) or "may be written"
         print(f"{row['rise']:+.3f}  {row['candidate']}: {verdict}")
     print(f"guard {spec.digest[:12]} ({spec.provenance.get('chosen')}): {out}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a delta's, or the id of a cached model.")
+    ],
+    out: Out,
+    weights: Annotated[
+        StorageStyle,
+        typer.Option(
+            help="stream copies them, transposed for the runtime; zero-copy shares the "
+            "checkpoint's files, which onnxruntime reads and onnx and onnx-ir refuse to."
+        ),
+    ] = StorageStyle.stream,
+    dtype: Annotated[
+        NumberType, typer.Option(help="What the graphs compute in.")
+    ] = NumberType.float32,
+    progress: ProgressOption = ProgressStyle.auto,
+) -> None:
+    """A checkpoint's unguarded ONNX graphs, as apply takes them; the model is never in memory.
+
+    Captured graphs are kept in .guardbake beside OUT and serve every checkpoint of the same
+    configuration.
+    """
+    from guardbake.steps.export import export_checkpoint
+
+    export_checkpoint(checkpoint, out, weights.value, dtype.value, reporter_for(progress.value))
+    print(f"unguarded graphs: {out}")
 
 
 @app.command()

@@ -1,13 +1,12 @@
 """The bake, told once: every stage in order, each cached by everything it depends on.
 
-doctor -> model -> samples -> diagnose (if the recipe says so) -> fit -> export -> rewrite -> engine
--> parity -> behaviour -> publish
+doctor -> model -> samples -> diagnose (if the recipe says so) -> fit -> capture -> export
+-> rewrite -> engine -> parity -> behaviour -> publish
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,27 +22,21 @@ from guardbake.bundle.manifest import (
     Origins,
 )
 from guardbake.bundle.publish import publish
-from guardbake.bundle.stages import Workspace, run_stage
 from guardbake.bundle.verify import verify_bundle
 from guardbake.check.certificate import certificate, to_markdown
 from guardbake.check.golden import save_golden
-from guardbake.plugins import find_engine_builder, find_exporter, find_runner
+from guardbake.plugins import find_engine_builder, find_runner
 from guardbake.progress import Reporter
 from guardbake.recipe import Recipe, load_recipe, require_layers
 from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.assemble import ENGINE_RECORD, bundle_files, together
 from guardbake.steps.certify import gates_of, require_pass
+from guardbake.steps.export import capture, checkpoint_at, exporter_digest, write_export
 from guardbake.steps.recheck import GOLDEN, RECIPE
-from guardbake.steps.records import (
-    code_digest,
-    file_digest,
-    folder_digest,
-    read_record,
-    tool_versions,
-    write_record,
-)
+from guardbake.steps.records import file_digest, read_record, tool_versions, write_record
 from guardbake.steps.rewrite import rewrite
+from guardbake.steps.staging import StagesBeside
 
 if TYPE_CHECKING:
     from guardbake.steps.split import Splits
@@ -55,17 +48,14 @@ DIAGNOSIS = "diagnosis.json"
 CANDIDATES = "candidates"
 
 
-class Bake:
+class Bake(StagesBeside):
     """One bake on its way. Stages are methods, in the order of the module's first line."""
 
     def __init__(self, recipe_path: Path, out: Path, reporter: Reporter) -> None:
+        super().__init__(out, reporter)
         self.recipe: Recipe = load_recipe(recipe_path)
         self.recipe_path = recipe_path
         self.out = out
-        self.reporter = reporter
-        self.workspace = Workspace(out.parent / ".guardbake")
-        self._code = code_digest()
-        self._tools = tool_versions()
 
     # -- model and samples -------------------------------------------------------------------
 
@@ -74,16 +64,7 @@ class Bake:
         """The checkpoint folder or hub id; a delta is made into a checkpoint folder first."""
         named = self.recipe.model.checkpoint
         folder = self.recipe_path.parent / named
-        if not (folder / "delta.toml").is_file():
-            return str(folder) if folder.is_dir() else named
-        from guardbake.vlm.delta import materialise
-
-        key: dict[str, JSON] = {"delta": folder_digest(folder), **self.versions("model")}
-
-        def build(target: Path) -> None:
-            materialise(folder, target / "checkpoint")
-
-        return str(self.stage("model", key, build) / "checkpoint")
+        return str(checkpoint_at(folder, self)) if folder.is_dir() else named
 
     @cached_property
     def vlm(self) -> Vlm:
@@ -197,10 +178,20 @@ class Bake:
 
     def export(self) -> Path:
         """The unguarded graphs and their weights."""
-        key: dict[str, JSON] = {"model": self.vlm.model_digest, **self.versions("export")}
+        from guardbake.vlm.load import hash_files
+
+        captured = capture(self.vlm.folder, "float32", self)
+        key: dict[str, JSON] = {
+            "model": self.vlm.model_digest,
+            "capture": captured.name,
+            "exporter": exporter_digest(),
+            **self.versions("export"),
+        }
 
         def build(folder: Path) -> None:
-            find_exporter("onnx").export(self.vlm, folder / "onnx")
+            files = hash_files(self.vlm.folder)
+            (folder / "onnx").mkdir()
+            write_export(files, captured, "stream", folder / "onnx")
 
         return self.stage("export", key, build) / "onnx"
 
@@ -299,19 +290,6 @@ class Bake:
             write_record(folder / "behaviour.json", summary)
 
         return self.stage("behaviour", key, build)
-
-    # -- bookkeeping -------------------------------------------------------------------------
-
-    def stage(self, name: str, key: Mapping[str, JSON], build: Callable[[Path], None]) -> Path:
-        self.reporter.begin(name)
-        started = time.monotonic()
-        folder, cached = run_stage(self.workspace.stage(name, key), build)
-        self.reporter.end(name, time.monotonic() - started, cached)
-        return folder
-
-    def versions(self, stage: str) -> dict[str, JSON]:
-        """What a stage's result may depend on besides its inputs: our code and the libraries."""
-        return {"code": self._code, "stage": stage, "versions": self._tools}
 
 
 def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from guardbake.batch import Batch
 from guardbake.errors import EnvironmentFault
 
 if TYPE_CHECKING:  # loading a VLM needs torch; naming the protocol must not
-    from guardbake.vlm.load import Vlm
+    from guardbake.vlm.load import CheckpointFiles
 
 Array = npt.NDArray[Any]
 EXPORTER_GROUP = "guardbake.exporters"
@@ -69,13 +69,29 @@ class Runner(Protocol):
         ...
 
 
+Number = Literal["float32", "float16", "bfloat16"]
+"""What a graph computes in."""
+Storage = Literal["stream", "zero-copy"]
+"""Where a graph's weights lie: in a file of its own, or in the checkpoint's own files."""
+
+
 class Exporter(Protocol):
-    """Writes a VLM for one runtime. Declared by entry point, group `guardbake.exporters`."""
+    """Writes a VLM for one runtime. Declared by entry point, group `guardbake.exporters`.
+
+    In two steps, because the first depends on the configuration alone and is kept for the next
+    checkpoint of the same shape.
+    """
 
     name: str
 
-    def export(self, vlm: Vlm, folder: Path) -> Path:
-        """Write the model into `folder`, which must not exist yet; returns it."""
+    def capture(self, checkpoint: Path, number: Number, folder: Path) -> None:
+        """Write what the configuration in the folder `checkpoint` determines into `folder`."""
+        ...
+
+    def export(
+        self, files: CheckpointFiles, captured: Path, storage: Storage, folder: Path
+    ) -> None:
+        """Write the model into `folder`, which is there, empty, and dropped on any error."""
         ...
 
 

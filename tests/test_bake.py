@@ -250,6 +250,23 @@ def test_apply_needs_no_torch_and_shares_the_weights(baked: Baked, tmp_path: Pat
     assert (out / "decoder.onnx.data").samefile(source / "decoder.onnx.data")
 
 
+def test_export_and_apply_give_the_bytes_that_the_bake_gives(
+    run: Run, baked: Baked, tmp_path: Path
+) -> None:
+    source, out = baked.bundle.parent / "exported", tmp_path / "guarded"
+    assert run("export", models_root() / "tiny-llava", "-o", source) == 0
+    assert sorted(p.name for p in source.iterdir()) == sorted(
+        p.name for p in baked.unguarded.iterdir()
+    )
+    for path in baked.unguarded.iterdir():
+        assert (source / path.name).read_bytes() == path.read_bytes(), path.name
+    guard = baked.bundle / "guard.safetensors"
+    assert run("apply", source, "--guard", guard, "-o", out, "--weights", "copy") == 0
+    assert (out / "decoder.onnx").read_bytes() == (baked.bundle / "decoder.onnx").read_bytes()
+    captures = list((baked.bundle.parent / ".guardbake").glob("capture-*"))
+    assert len(captures) == 1  # what the bake captured was used again
+
+
 def test_apply_refuses_and_leaves_nothing(run: Run, baked: Baked, tmp_path: Path) -> None:
     guard = baked.bundle / "guard.safetensors"
     source = Path(shutil.copytree(baked.unguarded, tmp_path / "unguarded"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the runner must import without torch
-    from guardbake.vlm.load import Vlm
+    from guardbake.plugins import Number, Storage
+    from guardbake.vlm.load import CheckpointFiles
 
 __all__ = ["OnnxExporter"]
+
+_GRAPHS = ("decoder", "embedding", "vision")
 
 
 class OnnxExporter:
@@ -16,22 +19,61 @@ class OnnxExporter:
 
     name = "onnx"
 
-    def export(self, vlm: Vlm, folder: Path) -> Path:
-        """Write decoder.onnx, vision.onnx, embedding.onnx (each with .data) and model.json.
+    def capture(self, checkpoint: Path, number: Number, folder: Path) -> None:
+        """Write decoder.onnx, vision.onnx and embedding.onnx, parameters as inputs, into `folder`.
 
-        folder must not exist yet: it appears whole or not at all. Two exports of the same model
-        are equal, byte for byte. Raises UsageError (the folder exists), UnsupportedError (a decoder
-        we cannot capture), SiteError (no single FFN output in some layer).
+        Reads the checkpoint's configuration and nothing else of it. Raises UnsupportedError (a
+        decoder we cannot capture), SiteError (no single FFN output in some layer).
         """
+        import onnx_ir as ir
+        import torch
+
+        from guardbake.vlm.catalog import family_of
+        from guardbake.vlm.hollow import hollow_model
+
         from guardbake_onnx.capture import capture_decoder
-        from guardbake_onnx.describe import describe
         from guardbake_onnx.embedding import build_embedding
         from guardbake_onnx.vision import capture_vision
-        from guardbake_onnx.write import write_model
 
-        graphs = {
-            "decoder": capture_decoder(vlm),
-            "vision": capture_vision(vlm),
-            "embedding": build_embedding(vlm),
-        }
-        return write_model(graphs, describe(vlm), folder)
+        model = hollow_model(checkpoint, getattr(torch, number))
+        config: Any = model.config
+        family = family_of(config)
+        ir.save(capture_decoder(model, family), folder / "decoder.onnx")
+        ir.save(capture_vision(model, family), folder / "vision.onnx")
+        ir.save(build_embedding(model, family), folder / "embedding.onnx")
+
+    def export(
+        self, files: CheckpointFiles, captured: Path, storage: Storage, folder: Path
+    ) -> None:
+        """Write the captured graphs with the checkpoint's weights, and model.json, into `folder`.
+
+        Two exports of the same checkpoint are equal, byte for byte. Raises UsageError (the folder
+        cannot share files with the checkpoint), UnsupportedError and MalformedError (tensors that
+        are not the model's).
+        """
+        import onnx_ir as ir
+        from transformers import AutoTokenizer
+
+        from guardbake.vlm.catalog import family_of
+        from guardbake.vlm.hollow import hollow_model
+        from guardbake.vlm.tensors import parameters_in
+
+        from guardbake_onnx.describe import describe
+        from guardbake_onnx.weights import link, stream
+        from guardbake_onnx.write import write_linked, write_model
+
+        model = hollow_model(files.folder)
+        config: Any = model.config
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+        pad = tokenizer.pad_token_id
+        description = describe(model, family_of(config), pad, files.digest)
+        tensors = parameters_in(files.folder, model)
+        graphs = {name: ir.load(captured / f"{name}.onnx") for name in _GRAPHS}
+        if storage == "stream":
+            for graph in graphs.values():
+                stream(graph, tensors)
+            write_model(graphs, description, folder)
+            return
+        shards = {file for graph in graphs.values() for file in link(graph, tensors)}
+        weights = [(file, files.sha256[file.name]) for file in sorted(shards)]
+        write_linked(graphs, description, folder, weights)

@@ -11,55 +11,67 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch.export import Dim
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from guardbake.errors import UnsupportedError
 from guardbake.site import Site
 from guardbake.vlm.catalog import Family
-from guardbake.vlm.load import Vlm
 
 from guardbake_onnx import tidy
 from guardbake_onnx.describe import head_dim
+from guardbake_onnx.parameters import order_parameters
+from guardbake_onnx.replicate import only_layers, replicate, template_layers
 from guardbake_onnx.trace import attention_as, trace
 
 _ROOTS = {"language_model": "model"}
 
 
-def capture_decoder(vlm: Vlm) -> ir.Model:
-    """The decoder's graph, weights in memory.
+def capture_decoder(model: PreTrainedModel, family: Family, whole: bool = False) -> ir.Model:
+    """The decoder's graph; its parameters are inputs (see `parameters`) and may have no data.
 
     inputs_embeds [batch, seq, d], attention_mask [batch, past + seq] int64, position_ids
     [batch, seq] or [3, batch, seq] int64, past_key_values.N.key/value [batch, kv, past, head_dim]
     -> logits [batch, seq, V], present.N.key/value. The FFN output of layer N is named
-    Site(N, "ffn_output").onnx_value. Raises UnsupportedError for layers that are not full
-    attention, SiteError where an FFN has not exactly one output.
+    Site(N, "ffn_output").onnx_value. whole: trace every layer instead of copying the second one;
+    the same graph in more time. Raises UnsupportedError for layers that are not full attention,
+    SiteError where an FFN has not exactly one output.
     """
-    decoder: Any = vlm.model.get_submodule(vlm.family.decoder)
+    decoder: Any = model.get_submodule(family.decoder)
     config = decoder.config
     _check_decoder(decoder)
-    wrapper = _Decoder(decoder, vlm.model.get_submodule(vlm.family.head))
-    inputs, dynamic = _example(config, vlm.model.dtype, vlm.family)
-    with attention_as(config, "guardbake_grouped", _grouped_attention):
-        model = trace(wrapper, inputs, dynamic, *_names(config.num_hidden_layers))
-    return finish_decoder(model, config.num_hidden_layers, vlm.family)
+    kinds = ["full_attention"] * config.num_hidden_layers
+    traced = range(len(kinds)) if whole else template_layers(kinds)
+    wrapper = _Decoder(decoder, model.get_submodule(family.head))
+    inputs, dynamic = _example(config, len(traced), model.dtype, family)
+    name = family.layers.removeprefix(f"{family.decoder}.")
+    with (
+        attention_as(config, "guardbake_grouped", _grouped_attention),
+        only_layers(decoder, name, traced),
+    ):
+        graph = trace(wrapper, inputs, dynamic, *_names(len(traced)))
+    return _finish(graph, kinds, family, whole)
 
 
-def finish_decoder(model: ir.Model, layers: int, family: Family) -> ir.Model:
-    """Tidy a traced decoder and name its sites; see `capture_decoder`."""
+def _finish(model: ir.Model, kinds: list[str], family: Family, whole: bool) -> ir.Model:
+    """Tidy a traced decoder, give it all its layers and name its sites."""
     graph = model.graph
     tidy.transpose_weights(model)
     tidy.simplify(model)
+    layers = family.layers.replace(family.decoder, "language_model", 1)
+    if not whole:
+        replicate(graph, layers, kinds)
     # the exporter cannot say that the mask covers past and present, and invents a symbol
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
     if mask.shape is not None:
         tidy.rename_dimension(graph, str(mask.shape[1]), "past + seq")
     sites = {
-        tidy.single_leaving_value(graph, f"language_model.layers.{n}.{family.feed_forward}"): n
-        for n in range(layers)
+        tidy.single_leaving_value(graph, f"{layers}.{n}.{family.feed_forward}"): n
+        for n in range(len(kinds))
     }
     names = {value: Site(n, "ffn_output").onnx_value for value, n in sites.items()}
     tidy.name_by_module(model, _ROOTS, names)
     tidy.strip_metadata(model)
+    order_parameters(graph, {"language_model": family.decoder, "lm_head": family.head})
     return model
 
 
@@ -149,7 +161,7 @@ def _names(layers: int) -> tuple[list[str], list[str]]:
 
 
 def _example(
-    config: Any, dtype: torch.dtype, family: Family
+    config: Any, layers: int, dtype: torch.dtype, family: Family
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Example inputs and their dynamic shapes; unequal sizes, or one is taken for another."""
     rows, new, cached = 2, 5, 3
@@ -157,19 +169,19 @@ def _example(
     cache = (rows, config.num_key_value_heads, cached, head_dim(config))
     position_shape = (3, rows, new) if family.position == "mrope" else (rows, new)
     position_dims = {1: batch, 2: seq} if family.position == "mrope" else {0: batch, 1: seq}
-    layers = range(config.num_hidden_layers)
     inputs = {
         "inputs_embeds": torch.zeros(rows, new, config.hidden_size, dtype=dtype),
         "attention_mask": torch.ones(rows, cached + new, dtype=torch.int64),
         "position_ids": torch.zeros(position_shape, dtype=torch.int64),
         "past_key_values": [
-            (torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype)) for _ in layers
+            (torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype))
+            for _ in range(layers)
         ],
     }
     dynamic = {
         "inputs_embeds": {0: batch, 1: seq},
         "attention_mask": {0: batch, 1: Dim.DYNAMIC},
         "position_ids": position_dims,
-        "past_key_values": [({0: batch, 2: past}, {0: batch, 2: past}) for _ in layers],
+        "past_key_values": [({0: batch, 2: past}, {0: batch, 2: past}) for _ in range(layers)],
     }
     return inputs, dynamic

@@ -1,32 +1,35 @@
-"""From a loaded VLM to its Description."""
+"""From a model's configuration to its Description."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from guardbake.vlm.load import Vlm
+from transformers import PreTrainedModel
+
+from guardbake.vlm.catalog import Family
 
 from guardbake_onnx.description import Description, VisionGeometry
 
 
-def describe(vlm: Vlm) -> Description:
-    """Read the shapes and ids out of the transformers configuration."""
-    config: Any = vlm.model.config
+def describe(
+    model: PreTrainedModel, family: Family, pad_id: int | None, model_digest: str
+) -> Description:
+    """Read the shapes and ids out of the transformers configuration; the model may be hollow."""
+    config: Any = model.config
     text = config.get_text_config()
-    pad = vlm.processor.tokenizer.pad_token_id
     return Description(
-        family=vlm.family.name,
-        model_digest=vlm.model_digest,
+        family=family.name,
+        model_digest=model_digest,
         layers=text.num_hidden_layers,
         kv_heads=text.num_key_value_heads,
         head_dim=head_dim(text),
         hidden=text.hidden_size,
         vocab=text.vocab_size,
-        image_token_id=vlm.image_token_id,
-        end_ids=_end_ids(vlm, text),
-        pad_id=0 if pad is None else int(pad),
-        position=vlm.family.position,
-        vision=_geometry(vlm, config.vision_config),
+        image_token_id=int(getattr(config, family.image_token)),
+        end_ids=_end_ids(model, text),
+        pad_id=0 if pad_id is None else pad_id,
+        position=family.position,
+        vision=_geometry(family, config.vision_config),
     )
 
 
@@ -36,8 +39,8 @@ def head_dim(text_config: Any) -> int:
     return int(declared or text_config.hidden_size // text_config.num_attention_heads)
 
 
-def _end_ids(vlm: Vlm, text: Any) -> tuple[int, ...]:
-    generation: Any = vlm.model.generation_config
+def _end_ids(model: PreTrainedModel, text: Any) -> tuple[int, ...]:
+    generation: Any = model.generation_config
     declared = None if generation is None else generation.eos_token_id
     if declared is None:
         declared = text.eos_token_id
@@ -46,8 +49,8 @@ def _end_ids(vlm: Vlm, text: Any) -> tuple[int, ...]:
     return tuple(sorted({declared} if isinstance(declared, int) else set(declared)))
 
 
-def _geometry(vlm: Vlm, vision: Any) -> VisionGeometry:
-    if vlm.family.vision_kind == "clip":
+def _geometry(family: Family, vision: Any) -> VisionGeometry:
+    if family.vision_kind == "clip":
         return VisionGeometry("clip", vision.patch_size, 1, 0, vision.image_size)
     return VisionGeometry(
         "qwen2_5_vl", vision.patch_size, vision.spatial_merge_size, vision.window_size, 0

@@ -10,28 +10,46 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from transformers import PreTrainedModel
 
-from guardbake.vlm.load import Vlm
+from guardbake.vlm.catalog import Family
 
+from guardbake_onnx.parameters import mark_parameters, order_parameters
 from guardbake_onnx.trace import OPSET
+from guardbake_onnx.weights import IR_TYPES
 
+_TABLE = "model.embed_tokens.weight"
 _INT = ir.TensorType(ir.DataType.INT64)
 
 
-def build_embedding(vlm: Vlm) -> ir.Model:
+def build_embedding(model: PreTrainedModel, family: Family) -> ir.Model:
     """input_ids [batch, seq] int64, image_features [features, d] -> inputs_embeds [batch, seq, d].
 
     The n-th image token of the batch, row by row, gets image_features[n]. Image tokens beyond the
-    features keep their own embedding: an answer may contain one.
+    features keep their own embedding: an answer may contain one. The table is a parameter (see
+    `parameters`) and may have no data.
     """
-    module: Any = vlm.model.get_submodule(vlm.family.embedding)
-    table = ir.tensor(module.weight.detach().numpy(), name="model.embed_tokens.weight")
-    return embedding_graph(table, vlm.image_token_id)
+    module: Any = model.get_submodule(family.embedding)
+    image_token_id = int(getattr(model.config, family.image_token))
+    table = ir.LazyTensor(
+        _no_data,
+        dtype=IR_TYPES[model.dtype],
+        shape=ir.Shape(list(module.weight.shape)),
+        name=_TABLE,
+    )
+    built = embedding_graph(table, image_token_id)
+    mark_parameters(built.graph, {_TABLE})
+    order_parameters(built.graph, {"model": family.embedding.rpartition(".")[0]})
+    return built
+
+
+def _no_data() -> ir.TensorProtocol:
+    raise AssertionError("the graph is built from the table's shape alone")
 
 
 def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
     """The graph for an embedding table [V, d]."""
-    rows_of_table, width = table.numpy().shape
+    rows_of_table, width = table.shape.numpy()
     kind = ir.TensorType(table.dtype)
     ids = ir.Value(name="input_ids", shape=ir.Shape(["batch", "seq"]), type=_INT)
     features = ir.Value(name="image_features", shape=ir.Shape(["features", width]), type=kind)
@@ -49,7 +67,7 @@ def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
         return tape.initializer(ir.tensor(content, name=name), name=name)
 
     zero, last = np.array(0, np.int64), constant("last_axis", np.array([-1], np.int64))
-    weight = tape.initializer(table, name="model.embed_tokens.weight")
+    weight = tape.initializer(table, name=_TABLE)
     image_token = constant("image_token", np.array(image_token_id, np.int64))
     is_image = op("Equal", [ids, image_token])
     lookup = ids

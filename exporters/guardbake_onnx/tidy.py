@@ -19,36 +19,42 @@ from onnx_ir.passes import common
 
 from guardbake.errors import SiteError
 
+from guardbake_onnx.parameters import (
+    Parameter,
+    mark,
+    only_marks,
+    parameter_of,
+    parameters_of,
+)
 from guardbake_onnx.rotary import fuse_doubled_rotary
 
 _SHAPE_CONSTANT = 8  # elements; the longest shape a graph of ours spells out has 5
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
 _NUMBERED = re.compile(r"([A-Za-z_]\w*)\.(\d+)(?=\.|$)")
 
 
 def transpose_weights(model: ir.Model) -> None:
-    """Replace every Transpose of a matrix initializer by an initializer that is transposed already.
+    """Let a parameter that is a transposed matrix be asked for in that layout.
 
     A runtime would otherwise hold both copies, or fold them again at each load.
     """
     graph = model.graph
-    for weight in list(graph.initializers.values()):
-        if weight.shape is None or len(weight.shape) != 2 or weight.const_value is None:
+    for weight, parameter in parameters_of(graph):
+        if weight.shape is None or len(weight.shape) != 2:
             continue
         users = [user.node for user in weight.uses() if _is_matrix_transpose(user.node)]
         if not users:
             continue
-        flipped = ir.tensor(weight.const_value.numpy().T.copy())
         name = re.sub(r"\.weight$", "", str(weight.name)) + ".MatMul.weight"
-        value = ir.Value(name=name, shape=ir.Shape(list(flipped.numpy().shape)))
-        value.const_value = flipped
-        value.type = ir.TensorType(flipped.dtype)
-        graph.register_initializer(value)
+        rows, columns = weight.shape
+        value = ir.Value(name=name, shape=ir.Shape([columns, rows]), type=weight.type)
+        mark(value, Parameter(parameter.name, transposed=True))
+        graph.inputs.append(value)
         for node in users:
             ir.convenience.replace_all_uses_with(node.outputs[0], value)
             graph.remove(node, safe=True)
         if not weight.uses():
-            del graph.initializers[str(weight.name)]
+            graph.inputs.remove(weight)
 
 
 def simplify(model: ir.Model) -> None:
@@ -56,6 +62,7 @@ def simplify(model: ir.Model) -> None:
     onnxscript.optimizer.optimize(model)
     onnx_fusions.fuse(model)
     fuse_doubled_rotary(model)
+    read_sizes_once(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
     # shape constants only: equal norm weights of two layers stay two weights
     common.DeduplicateInitializersPass(size_limit=_SHAPE_CONSTANT)(model)
@@ -66,6 +73,36 @@ def simplify(model: ir.Model) -> None:
         # the rotary fusion makes these without a type
         if node.op_type in {"Cos", "Sin"} and node.outputs[0].type is None and node.inputs[0]:
             node.outputs[0].type, node.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape
+
+
+def read_sizes_once(graph: ir.Graph) -> None:
+    """Read each symbolic size from the first input that has it, ahead of everything else.
+
+    The exporter reads it from any input of that size, which one depends on how many there are.
+    """
+    fed = [value for value in graph.inputs if parameter_of(value) is None]
+    places: dict[str, tuple[int, int]] = {}
+    for index, value in enumerate(fed):
+        for axis, size in enumerate(value.shape or ()):
+            places.setdefault(str(size), (index, axis))
+    readers: dict[tuple[int, int], ir.Node] = {}
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Shape" else None
+        start, end = (node.attributes.get_int(name, -1) for name in ("start", "end"))
+        if source not in fed or source.shape is None or start < 0 or end != start + 1:
+            continue
+        place = places[str(source.shape[start])]
+        if place in readers:
+            ir.convenience.replace_all_uses_with(node.outputs[0], readers[place].outputs[0])
+            graph.remove(node, safe=True)
+            continue
+        node.replace_input_with(0, fed[place[0]])
+        node.attributes["start"] = ir.AttrInt64("start", place[1])
+        node.attributes["end"] = ir.AttrInt64("end", place[1] + 1)
+        readers[place] = node
+    graph.remove(readers.values())
+    for place in sorted(readers, reverse=True):
+        graph.insert_before(graph[0], readers[place])
 
 
 def leaving_values(graph: ir.Graph, module: str) -> list[ir.Value]:
@@ -96,7 +133,7 @@ def single_leaving_value(graph: ir.Graph, module: str) -> ir.Value:
 
 def scopes_of(node: ir.Node) -> list[str]:
     """Paths of the modules the node lies in, outermost first; empty if it is of no module."""
-    text = node.metadata_props.get(_SCOPES)
+    text = node.metadata_props.get(SCOPES)
     return [] if text is None else list(ast.literal_eval(text))
 
 
@@ -119,6 +156,8 @@ def name_by_module(
         for index, value in enumerate(node.outputs):
             if value not in kept:
                 value.name = fixed.get(value, f"{node.name}/output_{index}")
+    for value, _ in parameters_of(graph):
+        value.name = ".".join(_segments(str(value.name), roots))
     constants = 0
     for value in list(graph.initializers.values()):
         old = str(value.name)
@@ -137,7 +176,7 @@ def strip_metadata(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for value in _values(model.graph):
-        value.metadata_props.clear()
+        only_marks(value)
 
 
 def rename_dimension(graph: ir.Graph, old: str, new: str) -> None:

@@ -1,4 +1,4 @@
-"""torch.onnx.export with the settings every graph of ours is captured with."""
+"""torch.onnx.export with the settings every graph of ours is captured with, and without weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, PreTrainedConfig
+
+from guardbake_onnx.parameters import mark_parameters
 
 # first opset with Attention, RMSNormalization and RotaryEmbedding as standard operators
 OPSET = 23
@@ -26,12 +31,19 @@ def trace(
     """Trace the module on example inputs; the graph is not optimised yet.
 
     inputs, dynamic: keyword arguments of forward and their dynamic shapes, in the same structure.
+    The module's parameters become inputs of the graph, after those of input_names: their values
+    are never looked at, and they may be on the device "meta". Buffers become constants.
     """
-    with torch.no_grad(), _quiet():
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    examples = tree_map_only(
+        torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), inputs
+    )
+    with torch.no_grad(), _quiet(), _shapes_alone(module, mode), mode:
         program = torch.onnx.export(
             module.eval(),
             (),
-            kwargs=inputs,
+            kwargs=examples,
             input_names=input_names,
             output_names=output_names,
             dynamic_shapes=dynamic,
@@ -42,7 +54,32 @@ def trace(
         )
     if program is None:  # only with a file to write to
         raise AssertionError("torch.onnx.export returned no program")
+    mark_parameters(program.model.graph, names)
     return program.model
+
+
+@contextlib.contextmanager
+def _shapes_alone(module: torch.nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """Let the parameters be fake tensors, which have a shape and a device and no data."""
+    places = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None
+    ]
+    fakes: dict[int, torch.nn.Parameter] = {}
+    for _, _, real in places:
+        if id(real) not in fakes:  # tied parameters stay tied
+            with mode:
+                empty = torch.empty(real.shape, dtype=real.dtype, device="cpu")
+                fakes[id(real)] = torch.nn.Parameter(empty, requires_grad=False)
+    try:
+        for owner, name, real in places:
+            owner._parameters[name] = fakes[id(real)]
+        yield
+    finally:
+        for owner, name, real in places:
+            owner._parameters[name] = real
 
 
 @contextlib.contextmanager

@@ -1,67 +1,55 @@
-"""Write graphs and their description as one folder, whole or not at all. No torch."""
+"""Write graphs and their description into a folder. No torch."""
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
-from guardbake.errors import ResourceFault, UsageError
+from guardbake.bundle.canonical import canonical_lines
+from guardbake.bundle.files import FileEntry, entries_to_json
+from guardbake.bundle.publish import share_weights
 
 from guardbake_onnx.description import FILE_NAME, Description
 
 # bytes; smaller tensors stay in the graph, where a reader and a parser find them at once
 EXTERNAL_FROM = 1024
+WEIGHTS = "weights.json"
 
 
-def write_model(graphs: Mapping[str, ir.Model], description: Description, folder: Path) -> Path:
-    """Write <name>.onnx and <name>.onnx.data for each graph, and model.json, into a new folder.
+def write_model(graphs: Mapping[str, ir.Model], description: Description, folder: Path) -> None:
+    """Write <name>.onnx and <name>.onnx.data for each graph, and model.json, into a folder.
 
-    The bytes depend on the arguments alone. Everything is written beside the folder first and
-    renamed at the end; a failure leaves nothing. Raises UsageError if the folder exists,
-    ResourceFault if the disk is full.
+    The bytes depend on the arguments alone.
     """
-    if folder.exists():
-        raise UsageError(
-            found="something there already",
-            expected="a folder that does not exist yet",
-            where=str(folder),
-            remedy="choose another folder, or remove this one",
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
-    partial.mkdir()
-    try:
-        for name, model in sorted(graphs.items()):
-            write_graph(model, partial / f"{name}.onnx")
-        (partial / FILE_NAME).write_text(description.to_json(), encoding="utf-8")
-        for path in partial.iterdir():
-            _flush(path)
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ResourceFault(
-            found=str(error),
-            expected="room for the model",
-            where=str(folder.parent),
-            remedy="free some space, or choose another disk",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    for name, model in sorted(graphs.items()):
+        write_graph(model, folder / f"{name}.onnx")
+    (folder / FILE_NAME).write_text(description.to_json(), encoding="utf-8")
+
+
+def write_linked(
+    graphs: Mapping[str, ir.Model],
+    description: Description,
+    folder: Path,
+    files: Sequence[tuple[Path, str]],
+) -> None:
+    """Write <name>.onnx, model.json and weights.json beside files that hold the weights.
+
+    files: the weights files and their sha256; they become hard links, which onnxruntime reads and
+    onnx and onnx-ir refuse to. weights.json says what they must be. Raises UsageError if the folder
+    is on another file system.
+    """
+    for name, model in sorted(graphs.items()):
+        ir.save(model, folder / f"{name}.onnx")
+    for file, _ in files:
+        share_weights(file, folder / file.name, "link")
+    entries = [FileEntry(file.name, file.stat().st_size, sha256) for file, sha256 in files]
+    record = canonical_lines({"format": 1, "files": entries_to_json(entries)})
+    (folder / WEIGHTS).write_text(record, encoding="utf-8")
+    (folder / FILE_NAME).write_text(description.to_json(), encoding="utf-8")
 
 
 def write_graph(model: ir.Model, path: Path) -> None:
     """Write one graph; tensors of 1 KiB and more go to <path>.data."""
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_FROM)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,9 @@ def folder_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """sha256 of guardbake's own modules: what other code made is made again."""
-    root = Path(guardbake.__file__).parent
+def code_digest(package: str = "guardbake") -> str:
+    """sha256 of a package's modules: what other code made is made again."""
+    root = Path(str(import_module(package).__file__)).parent
     state = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         state.update(path.relative_to(root).as_posix().encode() + path.read_bytes())

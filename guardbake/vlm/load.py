@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from guardbake.errors import MalformedError, UnsupportedError, UsageError
+from guardbake.errors import IntegrityError, MalformedError, UnsupportedError, UsageError
 from guardbake.vlm.catalog import Family, family_of
 
 _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
+INDEX = "model.safetensors.index.json"
 _DIGESTED = (".json", ".jinja", ".model", ".safetensors", ".txt")
 
 
@@ -53,8 +59,8 @@ def load_vlm(
     Raises UsageError (no such folder), UnsupportedError (family, or weights that are not
     safetensors), MalformedError (a truncated or incomplete checkpoint).
     """
-    folder = _checkpoint_folder(path_or_id, allow_network)
-    config = _read_config(folder)
+    folder = checkpoint_folder(path_or_id, allow_network)
+    config = read_config(folder)
     family = family_of(config)
     check_weights(folder)
     loader: Any = AutoModelForImageTextToText  # its stubs do not know output_loading_info
@@ -98,9 +104,9 @@ def check_weights(folder: Path) -> None:
             where=str(folder),
             remedy="convert the checkpoint with save_pretrained",
         )
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
-        shards = set(_read_json(index).get("weight_map", {}).values())
+        shards = set(read_json(index).get("weight_map", {}).values())
         absent = sorted(shards - {file.name for file in files})
         if absent:
             raise _malformed(f"no file {absent[0]}", "every shard of the index", index)
@@ -108,17 +114,58 @@ def check_weights(folder: Path) -> None:
         _check_safetensors(file)
 
 
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint's weight, configuration and tokenizer files as they were when they were hashed.
+
+    sha256: by file name, sorted. stamps: size, time of the last change and inode, by file name.
+    """
+
+    folder: Path
+    sha256: Mapping[str, str]
+    stamps: Mapping[str, tuple[int, int, int]]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over name and content of the files."""
+        lines = "".join(f"{name}\0{digest}\n" for name, digest in self.sha256.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def require_unchanged(self) -> None:
+        """Raise IntegrityError if a file has been written to since, or has come or gone."""
+        now = _stamps(self.folder)
+        changed = sorted(n for n in {*now, *self.stamps} if now.get(n) != self.stamps.get(n))
+        if changed:
+            raise IntegrityError(
+                found=f"{changed[0]} changed while it was read",
+                expected="a checkpoint that nothing writes to",
+                where=str(self.folder),
+                remedy="wait until the checkpoint is complete, and run it again",
+            )
+
+
+def hash_files(folder: Path) -> CheckpointFiles:
+    """Read and hash the checkpoint's files."""
+    stamps = _stamps(folder)
+    found = {}
+    for name in stamps:
+        with (folder / name).open("rb") as handle:
+            found[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return CheckpointFiles(folder, found, stamps)
+
+
 def digest_checkpoint(folder: Path) -> str:
-    """sha256 over name and content of the weight, configuration and tokenizer files, sorted."""
-    total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in _DIGESTED and p.is_file()):
-        with file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{file.name}\0{content}\n".encode())
-    return total.hexdigest()
+    """`CheckpointFiles.digest` of a folder."""
+    return hash_files(folder).digest
 
 
-def _checkpoint_folder(path_or_id: str, allow_network: bool) -> Path:
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    files = sorted(p for p in folder.iterdir() if p.suffix in _DIGESTED and p.is_file())
+    states = {file.name: file.stat() for file in files}
+    return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in states.items()}
+
+
+def checkpoint_folder(path_or_id: str, allow_network: bool) -> Path:
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder.resolve()
@@ -133,7 +180,7 @@ def _checkpoint_folder(path_or_id: str, allow_network: bool) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> Any:
+def read_config(folder: Path) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(
@@ -142,10 +189,13 @@ def _read_config(folder: Path) -> Any:
             where=str(folder),
             remedy="point at the folder that save_pretrained wrote",
         )
-    values = _read_json(path)
+    values = read_json(path)
     # asked before transformers, whose own message for an unknown type lists hundreds
     family_of(_ModelType(str(values.get("model_type"))))
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except StrictDataclassError as error:
+        raise _malformed(str(error).strip()[-300:], "a consistent configuration", path) from error
 
 
 @dataclass
@@ -171,7 +221,7 @@ def _check_safetensors(file: Path) -> None:
         raise _malformed(f"{size} bytes", f"{expected} bytes, as the header says", file)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from guardbake.batch import Batch
 from guardbake.vlm.catalog import models_root
-from guardbake.vlm.load import Vlm, load_vlm
+from guardbake.vlm.load import Vlm, hash_files, load_vlm
 from guardbake.vlm.tokens import collate
 
 from guardbake_onnx import OnnxExporter
@@ -22,9 +22,10 @@ from guardbake_onnx.runner import OnnxRunner
 
 @dataclass(frozen=True)
 class Exported:
-    """One family: the torch model, the folder exported from it, and its runner."""
+    """One family: the torch model, the captured graphs, the folder exported, and its runner."""
 
     vlm: Vlm
+    captured: Path
     folder: Path
     runner: OnnxRunner
 
@@ -33,8 +34,11 @@ class Exported:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     torch.set_num_threads(1)
     vlm = load_vlm(str(models_root() / request.param))
-    folder = OnnxExporter().export(vlm, tmp_path_factory.mktemp("onnx") / request.param)
-    return Exported(vlm, folder, OnnxRunner(folder))
+    captured, target = tmp_path_factory.mktemp("captured"), tmp_path_factory.mktemp("onnx")
+    OnnxExporter().capture(vlm.folder, "float32", captured)
+    files = hash_files(vlm.folder)
+    OnnxExporter().export(files, captured, "stream", target)
+    return Exported(vlm, captured, target, OnnxRunner(target))
 
 
 @pytest.fixture(scope="session")

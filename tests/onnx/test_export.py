@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import errno
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from guardbake.errors import MalformedError, ResourceFault, SiteError, UnsupportedError, UsageError
+from guardbake.errors import MalformedError, SiteError, UnsupportedError
 from guardbake.site import Site
+from guardbake.vlm.load import hash_files
 
-from guardbake_onnx import OnnxExporter, tidy, write
+from guardbake_onnx import OnnxExporter, tidy
 from guardbake_onnx.capture import capture_decoder
 from guardbake_onnx.description import read_description
-from guardbake_onnx.embedding import build_embedding
-from guardbake_onnx.vision import capture_vision
-from guardbake_onnx.write import write_model
 from tests.onnx.conftest import Exported
 
 GRAPHS = ("decoder", "vision", "embedding")
 
 
 def test_a_second_export_has_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
-    if exported.vlm.family.name == "llava":
-        again = OnnxExporter().export(exported.vlm, tmp_path / "again")
-        names = sorted(path.name for path in exported.folder.iterdir())
-        assert names == sorted(path.name for path in again.iterdir())
-    else:  # one decoder captured twice is enough, and saves a quarter of this suite's time
-        graphs = {
-            "vision": capture_vision(exported.vlm),
-            "embedding": build_embedding(exported.vlm),
-        }
-        again = write_model(graphs, exported.runner.description, tmp_path / "again")
-        names = sorted(path.name for path in again.iterdir())
+    files = hash_files(exported.vlm.folder)
+    OnnxExporter().export(files, exported.captured, "stream", tmp_path)
+    names = sorted(path.name for path in exported.folder.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
     for name in names:
-        assert (again / name).read_bytes() == (exported.folder / name).read_bytes(), name
-
-
-def test_two_captures_of_a_shallow_decoder_are_equal(exported: Exported) -> None:
-    model: Any = copy.deepcopy(exported.vlm.model)
-    decoder = model.get_submodule(exported.vlm.family.decoder)
-    decoder.layers, decoder.config.num_hidden_layers = decoder.layers[:1], 1
-    shallow = dataclasses.replace(exported.vlm, model=model)
-    first, second = (ir.to_proto(capture_decoder(shallow)) for _ in range(2))
-    assert first.SerializeToString() == second.SerializeToString()
+        assert (tmp_path / name).read_bytes() == (exported.folder / name).read_bytes(), name
 
 
 def test_the_checker_accepts_every_graph(exported: Exported) -> None:
@@ -115,47 +93,6 @@ def test_the_description_is_read_back(exported: Exported, tmp_path: Path) -> Non
         read_description(tmp_path)
 
 
-def test_an_existing_folder_is_left_alone(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("mine")
-    with pytest.raises(UsageError, match="there already"):
-        write_model({}, exported.runner.description, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-
-
-def test_a_failure_while_writing_leaves_nothing(exported: Exported, tmp_path: Path) -> None:
-    def broken() -> ir.TensorProtocol:
-        raise RuntimeError("disk gone")
-
-    shape = ir.Shape([512, 512])
-    weight = ir.Value(name="w", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-    weight.const_value = ir.LazyTensor(broken, dtype=ir.DataType.FLOAT, shape=shape, name="w")
-    node = ir.node("Identity", [weight])
-    graph = ir.Graph(
-        [], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 23}, name="g"
-    )
-    with pytest.raises(RuntimeError, match="disk gone"):
-        write_model(
-            {"decoder": ir.Model(graph, ir_version=10)},
-            exported.runner.description,
-            tmp_path / "out",
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_told_as_such(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(model: ir.Model, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(write, "write_graph", full)
-    graphs = {"decoder": ir.load(exported.folder / "decoder.onnx")}
-    with pytest.raises(ResourceFault, match="No space left"):
-        write_model(graphs, exported.runner.description, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
 def two_exits() -> ir.Graph:
     """An FFN whose inner product is used outside it as well."""
     x = ir.Value(name="x", shape=ir.Shape([1, 4]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -184,7 +121,7 @@ def test_windowed_layers_are_refused(exported: Exported, monkeypatch: pytest.Mon
     text = exported.vlm.model.config.get_text_config()
     monkeypatch.setattr(text, "layer_types", ["sliding_attention"], raising=False)
     with pytest.raises(UnsupportedError, match="sliding_attention"):
-        capture_decoder(exported.vlm)
+        capture_decoder(exported.vlm.model, exported.vlm.family)
 
 
 def test_capture_leaves_the_model_as_it_was(exported: Exported) -> None:

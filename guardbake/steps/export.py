@@ -1,0 +1,84 @@
+"""From a checkpoint folder to unguarded graphs; its weights are never all in memory."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guardbake.bundle.canonical import JSON
+from guardbake.bundle.folders import new_folder, refuse_existing
+from guardbake.plugins import Number, Storage, find_exporter
+from guardbake.progress import Reporter
+from guardbake.steps.records import code_digest, file_digest, folder_digest
+from guardbake.steps.staging import Stages, StagesBeside
+
+if TYPE_CHECKING:
+    from guardbake.vlm.load import CheckpointFiles
+
+CONFIG = "config.json"
+
+
+def checkpoint_at(folder: Path, stages: Stages) -> Path:
+    """The folder itself; a delta is made into a checkpoint folder first."""
+    if not (folder / "delta.toml").is_file():
+        return folder
+    from guardbake.vlm.delta import materialise
+
+    key: dict[str, JSON] = {"delta": folder_digest(folder), **stages.versions("model")}
+
+    def build(target: Path) -> None:
+        materialise(folder, target / "checkpoint")
+
+    return stages.stage("model", key, build) / "checkpoint"
+
+
+def capture(checkpoint: Path, number: Number, stages: Stages) -> Path:
+    """The graphs without weights, captured once for every configuration."""
+    exporter = find_exporter("onnx")
+    key: dict[str, JSON] = {
+        "config": file_digest(checkpoint / CONFIG),
+        "number": number,
+        "exporter": exporter_digest(),
+        **stages.versions("capture"),
+    }
+
+    def build(folder: Path) -> None:
+        exporter.capture(checkpoint, number, folder)
+
+    return stages.stage("capture", key, build)
+
+
+def exporter_digest() -> str:
+    """sha256 of the exporter's modules, which are a package of their own."""
+    return code_digest(type(find_exporter("onnx")).__module__)
+
+
+def export_checkpoint(
+    named: str, out: Path, storage: Storage, number: Number, reporter: Reporter
+) -> None:
+    """Write the unguarded graphs of a checkpoint to the new folder `out`, as a bake does.
+
+    named: a checkpoint folder, a folder with a delta.toml, or the id of a model cached here. The
+    checkpoint is hashed while its graphs are captured. Raises UsageError (no checkpoint, `out`
+    exists), UnsupportedError, MalformedError, IntegrityError (it changed meanwhile).
+    """
+    from guardbake.vlm.load import check_weights, checkpoint_folder, hash_files, read_config
+
+    refuse_existing(out)
+    stages = StagesBeside(out, reporter)
+    checkpoint = checkpoint_folder(str(checkpoint_at(Path(named), stages)), allow_network=False)
+    read_config(checkpoint)
+    check_weights(checkpoint)  # before any work
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        hashing = beside.submit(hash_files, checkpoint)
+        captured = capture(checkpoint, number, stages)
+        files = hashing.result()
+    with new_folder(out) as folder:
+        write_export(files, captured, storage, folder)
+
+
+def write_export(files: CheckpointFiles, captured: Path, storage: Storage, folder: Path) -> None:
+    """Write the model into a folder that is dropped on any error, such as a checkpoint's change."""
+    find_exporter("onnx").export(files, captured, storage, folder)
+    files.require_unchanged()
