@@ -11,14 +11,14 @@ from guardbake.bundle.files import describe
 from guardbake.bundle.folders import new_folder, refuse_existing
 from guardbake.bundle.manifest import GUARD
 from guardbake.bundle.publish import share_weights
-from guardbake.errors import IntegrityError, UnsupportedError
+from guardbake.errors import IntegrityError, MalformedError, UnsupportedError
 from guardbake.plugins import OpenSession
 from guardbake.spec import GuardSpec
 from guardbake.steps.feeds import head_size_of
 from guardbake.steps.folder import ModelFolder, read_folder, unchanged
 from guardbake.steps.records import read_record, write_record
 from guardbake.steps.rewrite import fold, load_decoder, load_graph, rewrite, verify_rewritten
-from guardbake.steps.runtimes import RUNTIMES, RuntimeName, require_fit
+from guardbake.steps.runtimes import RUNTIMES, Runtime, RuntimeName, require_fit, slot_of
 from guardbake.steps.self_check import self_check
 
 DESCRIPTION = "model.json"
@@ -89,6 +89,7 @@ def _require_model(folder: ModelFolder, spec: GuardSpec) -> None:
 
 def _write(folder: ModelFolder, spec: GuardSpec, target: Path, how: _Application) -> dict[str, Any]:
     runtime = RUNTIMES[how.runtime] if how.runtime is not None else folder.runtime
+    slot = slot_of(runtime, folder.path) if spec.profile == "sequence" else None
     for name in folder.files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if name not in folder.decoders:
@@ -96,15 +97,17 @@ def _write(folder: ModelFolder, spec: GuardSpec, target: Path, how: _Application
     decoders = {}
     for name in folder.decoders:
         before = load_decoder(folder.path / name)
-        write = fold if how.folded else rewrite
-        report = write(folder.path / name, spec, target / name)
+        if how.folded:
+            report = fold(folder.path / name, spec, target / name)
+        else:
+            report = rewrite(folder.path / name, spec, target / name, slot)
         after = load_graph(target / name)
-        require_fit(runtime, before.graph, after.graph, spec.profile)
+        require_fit(runtime, before.graph, after.graph, spec.profile, slot)
         report["self_check"] = FOLDED if how.folded else NOT_CHECKED
         if how.session is not None and not how.folded:
             data = (folder.path / name).parent
             report["self_check"] = self_check(
-                before, after, spec, data, how.session, head_size_of(folder.path)
+                before, after, spec, data, how.session, head_size_of(folder.path), slot
             )
         decoders[name] = report
     record = {"guard": spec.digest, "runtime": runtime.name, "decoders": decoders}
@@ -131,9 +134,25 @@ def verify_applied(path: Path, source: Path) -> str:
                 where=str(path),
                 remedy="do not ship this folder: apply the guard to the unguarded export again",
             )
-    folded = [verify_rewritten(path / name, spec, source / name) for name in folder.decoders]
+    slot = slot_of(_runtime(path, folder), source) if spec.profile == "sequence" else None
+    folded = [verify_rewritten(path / name, spec, source / name, slot) for name in folder.decoders]
     where = ", ".join(str(edit.site) for edit in spec.edits)
     return f"guard {spec.digest[:12]} {'folded into' if all(folded) else 'present at'} {where}"
+
+
+def _runtime(path: Path, folder: ModelFolder) -> Runtime:
+    """The runtime that `path` was written for, by its record; without one, the folder's."""
+    if not (path / APPLIED).is_file():
+        return folder.runtime
+    name = read_record(path / APPLIED).get("runtime")
+    if name not in RUNTIMES:
+        raise MalformedError(
+            found=f"runtime {name!r:.60}",
+            expected=f"one of {', '.join(sorted(RUNTIMES))}",
+            where=str(path / APPLIED),
+            remedy="apply the guard to the unguarded export again",
+        )
+    return RUNTIMES[name]
 
 
 def _same_bytes(one: Path, other: Path, name: str) -> bool:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake.errors import UnsupportedError
+from guardbake.passes.carry import CONV, RECURRENT
 from guardbake.passes.insert import IMAGES_IN, MEMORY_IN, STATE_IN
 
 Array = npt.NDArray[Any]
@@ -52,24 +53,32 @@ class Feeds:
     """One decoding of a graph: `prompt()`, then `step(outputs)` with what the last call gave.
 
     inputs: of the graph, guarded or not; what they do not name is not fed. head_size: of the cache,
-    where the graph leaves it open.
+    where the graph leaves it open. rows: how many at most.
     """
 
-    def __init__(self, inputs: Sequence[ir.Value], vocabulary: int, head_size: int | None) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[ir.Value],
+        vocabulary: int,
+        head_size: int | None,
+        rows: int = BATCH,
+    ) -> None:
         self.inputs = inputs
         self.vocabulary = vocabulary
         self.head_size = head_size
         self.packed = not any(str(value.name) == "attention_mask" for value in inputs)
-        self.batch = _batch(inputs)
+        self.batch = _batch(inputs, rows)
         self.past = 0
 
     def prompt(self) -> dict[str, Array]:
         return {str(value.name): self._made(value, PROMPT) for value in self.inputs}
 
-    def step(self, before: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The feeds of the next call, of one token."""
-        self.past += before["attention_mask"].shape[1] - self.past
-        feeds = {str(value.name): self._made(value, 1) for value in self.inputs}
+    def step(
+        self, before: Mapping[str, Array], outputs: Mapping[str, Array], tokens: int = 1
+    ) -> dict[str, Array]:
+        """The feeds of the next call, of one token or of several: a second turn."""
+        self.past = before["attention_mask"].shape[1]
+        feeds = {str(value.name): self._made(value, tokens) for value in self.inputs}
         for name in feeds:
             source = _present(name) or f"{name}_out"
             if source in outputs:
@@ -97,6 +106,10 @@ class Feeds:
             return np.array(np.broadcast_to(places, (3, *rows)) if three else places, dtype)
         if name == "use_cache_branch":
             return np.array([self.past > 0])
+        if name.endswith((f".{CONV}", f".{RECURRENT}")):
+            assert value.shape is not None
+            inner = range(1, len(value.shape))
+            return np.zeros((self.batch, *(_size(value, axis) for axis in inner)), dtype)
         if _present(name):
             heads, size = _size(value, 1), _size(value, 3, self.head_size)
             return np.zeros((self.batch, heads, self.past, size), dtype)
@@ -147,11 +160,11 @@ def head_size_of(folder: Path) -> int | None:
     return None
 
 
-def _batch(inputs: Sequence[ir.Value]) -> int:
-    """As many rows as the graph allows, at most BATCH."""
+def _batch(inputs: Sequence[ir.Value], most: int) -> int:
+    """As many rows as the graph allows, at most `most`."""
     firsts = [v.shape[0] for v in inputs if v.name in ("input_ids", "inputs_embeds") and v.shape]
     fixed = [first for first in firsts if isinstance(first, int)]
-    return fixed[0] if fixed else BATCH
+    return fixed[0] if fixed else most
 
 
 def _present(name: str) -> str:

@@ -14,6 +14,7 @@ from onnx_ir.serde import SerdeError
 from guardbake.errors import IntegrityError, MalformedError
 from guardbake.passes.admit import admit
 from guardbake.passes.branches import decoders, require_twins
+from guardbake.passes.carry import CarryState, Slot, bare
 from guardbake.passes.dtypes import settle_dtypes
 from guardbake.passes.fold import FoldGuard
 from guardbake.passes.insert import FOLD_KEY, InsertGuard, InsertReport, refuse_guarded
@@ -83,17 +84,20 @@ def _require_size(graph: ir.Graph, spec: GuardSpec, values: Sequence[ir.Value]) 
             )
 
 
-def rewrite(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
+def rewrite(
+    source: Path, spec: GuardSpec, target: Path, slot: Slot | None = None
+) -> dict[str, Any]:
     """Write the guarded graph to `target`; its external data keeps the name it has beside `source`.
 
-    Returns what was inserted and how each site was found, as JSON values. The result is verified as
-    a reader would find it.
+    slot: where a latched guard's state is carried if the caller does not feed it. Returns what was
+    inserted and how each site was found, as JSON values. The result is verified as a reader would
+    find it.
     """
     model = load_decoder(source)
     reports = insert(model, spec)
+    carried = slot is not None and CarryState(slot)(model)
     ir.save(model, target)
-    for _, decoder in decoders(load_graph(target)):
-        VerifyGuard(spec, str(target))(decoder)
+    _require_guard(load_graph(target), spec, target)
     sites = {
         f"{branch}: {found.site}" if branch else str(found.site): {
             "value": found.value.name,
@@ -104,7 +108,15 @@ def rewrite(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
         for branch, report in reports.items()
         for found in report.found
     }
-    return {"nodes": [name for report in reports.values() for name in report.nodes], "sites": sites}
+    nodes = [name for report in reports.values() for name in report.nodes]
+    carrier = f"{slot.past}*" if slot is not None and carried else None
+    return {"nodes": nodes, "sites": sites, "carried_by": carrier}
+
+
+def _require_guard(model: ir.Model, spec: GuardSpec, where: Path) -> None:
+    bare(model)
+    for _, decoder in decoders(model):
+        VerifyGuard(spec, str(where))(decoder)
 
 
 def fold(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
@@ -128,19 +140,22 @@ def fold(source: Path, spec: GuardSpec, target: Path) -> dict[str, Any]:
     return {"sites": report.sites}
 
 
-def verify_rewritten(target: Path, spec: GuardSpec, source: Path) -> bool:
+def verify_rewritten(target: Path, spec: GuardSpec, source: Path, slot: Slot | None = None) -> bool:
     """Check that `target` is the unguarded graph `source` with the guard, and nothing besides.
 
-    Returns whether the guard is folded into the weights. Raises IntegrityError at the first thing
-    amiss; the data files of weights that were not folded are not read.
+    slot: where its state would be carried, as `rewrite` was told. Returns whether the guard is
+    folded into the weights. Raises IntegrityError at the first thing amiss; the data files of
+    weights that were not folded are not read.
     """
     model, original = load_graph(target), load_graph(source)
     if FOLD_KEY in model.metadata_props:
         VerifyFold(spec, str(target), original, array_beside)(model)
         return True
-    for _, decoder in decoders(model):
-        VerifyGuard(spec, str(target))(decoder)
+    _require_guard(model, spec, target)
+    model = load_graph(target)
     insert(original, spec)
+    if slot is not None:
+        CarryState(slot)(original)
     require_same(model, original, str(target))
     return False
 

@@ -3,7 +3,8 @@
 Three times over a short prompt and one more token: with the guard's own thresholds, with every gate
 forced open, with every gate forced shut. Shut, every output that the unguarded graph has must be
 the same bits; open, the logits must move; and each score, verdict and edited tensor must be what
-the law makes of the tensors that reached the guard.
+the law makes of the tensors that reached the guard. A guard whose state the loop carries is also
+run as it is written, against itself with the state fed by hand.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from guardbake.check.law import (
 )
 from guardbake.errors import EnvironmentFault
 from guardbake.passes.branches import decoders
+from guardbake.passes.carry import Slot, bare
 from guardbake.passes.probe import ProbeGuard
 from guardbake.passes.stand_in import StandIn
 from guardbake.plugins import OpenSession, Session, find_session
 from guardbake.spec import GuardSpec
+from guardbake.steps.carried import Carried
 from guardbake.steps.feeds import Feeds
 from guardbake.steps.rewrite import array_beside
 from guardbake.steps.runtimes import PLUGINS
@@ -60,16 +63,22 @@ def self_check(
     data: Path,
     open_session: OpenSession,
     head_size: int | None,
+    slot: Slot | None = None,
 ) -> dict[str, Any]:
     """What was compared and how far apart it was, as JSON values.
 
     plain, guarded: the graph without and with the guard, both changed here for the check. data: the
-    folder of their external data. Raises ParityError at the first disagreement, UnsupportedError if
-    onnxruntime cannot run the graph or no feeds can be made for it.
+    folder of their external data. slot: where `guarded` carries its state, if it does. Raises
+    ParityError at the first disagreement, UnsupportedError if onnxruntime cannot run the graph or
+    no feeds can be made for it.
     """
     replaced = StandIn(PLUGINS)(plain)
     StandIn(PLUGINS)(guarded)
     vocabulary, names = _vocabulary(plain.graph), [str(v.name) for v in plain.graph.outputs]
+    carried = None
+    if slot is not None:
+        carried = Carried(open_session(_bytes(guarded), data), guarded.graph, slot)
+        bare(guarded)
     thresholds: dict[str, Array] = {}
     for _, decoder in decoders(guarded):
         freed = ProbeGuard()(decoder).thresholds
@@ -88,6 +97,10 @@ def self_check(
                 found.append(require_identical(seen, before, names))
         if mode == "open" or not spec.sensors:
             require_moved(calls[-1][1]["logits"], still[-1][1]["logits"])
+    if carried is not None:
+        # GroupQueryAttention takes a second turn of one sequence alone
+        one = Feeds(carried.inputs, vocabulary, head_size, rows=1)
+        found.append(carried.agree(session, guarded.graph, one, thresholds))
     return {"calls": len(still), "replaced": list(replaced), "agreements": _summary(found)}
 
 

@@ -9,7 +9,10 @@ PYTHONPATH=tools. These versions made what is kept::
     python -m make_foreign optimum CKPT FOLDERS      optimum 2.1.0, optimum-onnx 0.1.0
     python -m make_foreign onnxruntime CKPT FOLDERS  onnxruntime 1.31.1, transformers 5.23.0
     python -m make_foreign edgellm CKPT FOLDERS      tensorrt-edgellm 0.11.0
+    python -m make_foreign multimodal_checkpoint tests/foreign/qwen2_5_vl    transformers 5.23.0
+    python -m make_foreign multimodal tests/foreign/qwen2_5_vl FOLDERS       mobius-onnx 0.1.0
 
 The folders are as the tools wrote them, but for two things: tokenizer files are left out, and so
-are the paths and the source lines that torch notes down at each node.
+are the paths and the source lines that torch notes down at each node. What is mended in the last
+one stands in `multimodal`.
 """

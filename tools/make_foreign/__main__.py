@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from make_foreign.multimodal import multimodal, multimodal_checkpoint
+
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM = 2, 16, 2, 1, 16
 KEPT = {".onnx", ".data"}
 CONFIGS = {"genai_config.json", "config.json", "embedding.safetensors"}
@@ -155,9 +157,8 @@ def keep(made: Path, target: Path) -> None:
         copy.write_bytes(model.SerializeToString(deterministic=True))
 
 
-TOOLS: dict[str, Callable[..., None]] = {
-    tool.__name__: tool for tool in (checkpoint, genai, mobius, optimum, onnxruntime, edgellm)
-}
+MADE = (checkpoint, genai, mobius, optimum, onnxruntime, edgellm, multimodal_checkpoint, multimodal)
+TOOLS: dict[str, Callable[..., None]] = {tool.__name__: tool for tool in MADE}
 
 if __name__ == "__main__":
     TOOLS[sys.argv[1]](*map(Path, sys.argv[2:]))
