@@ -15,6 +15,8 @@ from guardbake.errors import EnvironmentFault, GuardbakeError, ResourceFault, Un
 
 from guardbake_tensorrt.backend import Backend
 from guardbake_tensorrt.capability import refuse_bfloat16_on_turing, require_capabilities
+from guardbake_tensorrt.lint import findings_in_source, require_clean
+from guardbake_tensorrt.lint_network import ignored_inputs
 from guardbake_tensorrt.lower import LoweredGraph, external_tensors, lower_graph, read_graph
 from guardbake_tensorrt.network import ParsedNetwork, distinct, parse_network
 from guardbake_tensorrt.presence import prove_in_graph, prove_in_network
@@ -84,8 +86,10 @@ def _check(onnx_path: Path, backend: Backend, guard_nodes: Sequence[str], output
     where = str(onnx_path)
     model = read_graph(onnx_path)
     prove_in_graph(model, guard_nodes, where=where, output=output)
+    require_clean(findings_in_source(model), onnx_path)
     lowered = lower_graph(onnx_path, model)
     parsed = parse_network(backend, lowered)
+    require_clean(tuple(ignored_inputs(lowered.model, parsed.network)), onnx_path)
     layers = prove_in_network(parsed.network, guard_nodes, where=where, output=output)
     guard = tuple(GuardLayers(node, names) for node, names in layers.items())
     return _Checked(lowered, parsed, guard)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -19,15 +19,21 @@ class Dataflow:
                 if tensor is not None:
                     self._next.setdefault(str(tensor.name), []).extend(written)
 
-    def reached(self, starts: Iterable[str]) -> frozenset[str]:
-        """`starts` and every tensor to which a path leads from one of them."""
-        seen: set[str] = set()
-        stack = list(starts)
+    def reached(
+        self, starts: Iterable[str], stop: Collection[str | None] = frozenset()
+    ) -> frozenset[str]:
+        """`starts` and every tensor to which a path leads from one of them.
+
+        stop: tensors at which paths end, unless they start there.
+        """
+        first = list(starts)
+        seen = set(first)
+        stack = [after for name in first for after in self._next.get(name, ())]
         while stack:
             name = stack.pop()
             if name not in seen:
                 seen.add(name)
-                stack += self._next.get(name, ())
+                stack += () if name in stop else self._next.get(name, ())
         return frozenset(seen)
 
 
