@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import onnx_ir as ir
 
 from guardbake.bundle.files import unsafe
-from guardbake.errors import IntegrityError
+from guardbake.errors import IntegrityError, MalformedError
 
 MAX_TENSORS = 1 << 17  # a 400-layer decoder of 4-bit blocks has a tenth of them
 _SHOWN = 120  # characters of a name or location in an error
@@ -25,7 +25,8 @@ def check_external_data(model: ir.Model, path: Path) -> None:
     """Check the table of the graph that was read from `path`.
 
     Raises IntegrityError on a location that is not a file name, a file that is absent, a link or
-    shared with another name by a hard link, and an offset or a length that its file does not have.
+    shared with another name by a hard link, and an offset or a length that its file does not have;
+    MalformedError on a dtype whose values have no size.
     """
     sizes: dict[str, int] = {}
     for number, tensor in enumerate(external_tensors(model)):
@@ -62,12 +63,26 @@ def _check_range(tensor: ir.ExternalTensor, size: int, what: str, path: Path) ->
     dims = [dim for dim in tensor.shape if isinstance(dim, int)]
     if len(dims) != len(tensor.shape) or any(dim < 0 for dim in dims):
         _amiss(f"{what} of shape {str(tensor.shape)[:_SHOWN]}", "sizes of 0 or more", path)
-    offset, length = tensor.offset or 0, tensor.length
-    if length is not None and length != tensor.nbytes:
-        _amiss(f"{what} with {length} bytes of data", f"{tensor.nbytes} bytes", path)
-    if offset < 0 or offset + tensor.nbytes > size:
-        found = f"{what} at bytes {offset} to {offset + tensor.nbytes} of {tensor.location!s:.120}"
+    offset, length, needed = tensor.offset or 0, tensor.length, stored_bytes(tensor, path)
+    if length is not None and length != needed:
+        _amiss(f"{what} with {length} bytes of data", f"{needed} bytes", path)
+    if offset < 0 or offset + needed > size:
+        found = f"{what} at bytes {offset} to {offset + needed} of {tensor.location!s:.120}"
         _amiss(found, f"bytes within its {size}", path)
+
+
+def stored_bytes(tensor: ir.ExternalTensor, path: Path) -> int:
+    """How many bytes the tensor's data has, by its dtype and shape; text, and what is of no dtype,
+    has no such number: MalformedError."""
+    try:
+        return int(tensor.nbytes)
+    except TypeError as error:
+        raise MalformedError(
+            found=f"tensor {str(tensor.name)[:_SHOWN]!r} of {tensor.dtype} outside the graph",
+            expected="a dtype whose values have a size",
+            where=str(path),
+            remedy="export the model again",
+        ) from error
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

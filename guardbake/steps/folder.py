@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import onnx_ir as ir
 
-from guardbake.bundle.data import external_tensors
+from guardbake.bundle.data import external_tensors, stored_bytes
 from guardbake.bundle.files import list_files
 from guardbake.errors import IntegrityError, MalformedError, UsageError
 from guardbake.steps.runtimes import Runtime, runtime_of
@@ -77,7 +77,8 @@ def _check_data(model: ir.Model, path: Path) -> None:
     places: dict[str, set[tuple[int, int]]] = {}
     for tensor in external_tensors(model):
         location, start = str(tensor.location), tensor.offset or 0
-        end, what = start + tensor.nbytes, f"{str(tensor.name)[:_SHOWN]!r}"
+        needed = stored_bytes(tensor, path)
+        end, what = start + needed, f"{str(tensor.name)[:_SHOWN]!r}"
         if location in ("", ".", "..") or location != Path(location).name or "\\" in location:
             _amiss(f"{what} at {location[:_SHOWN]!r}", "the name of a file beside the graph", path)
         file = path.parent / location
@@ -85,8 +86,8 @@ def _check_data(model: ir.Model, path: Path) -> None:
         if start < 0 or end > size:
             there = f"its {size} bytes" if size >= 0 else "a file that is not there"
             _amiss(f"{what} at bytes {start} to {end} of {location}", f"bytes of {there}", path)
-        if tensor.length not in (None, tensor.nbytes):
-            _amiss(f"{what} of {tensor.length} bytes", f"{tensor.nbytes}, by its shape", path)
+        if tensor.length not in (None, needed):
+            _amiss(f"{what} of {tensor.length} bytes", f"{needed}, by its shape", path)
         places.setdefault(location, set()).add((start, end))
     for location, ranges in places.items():  # the same place twice is one tensor shared
         ordered = sorted(each for each in ranges if each[0] < each[1])

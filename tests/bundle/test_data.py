@@ -53,6 +53,16 @@ def test_names_that_no_file_beside_it_has(tmp_path: Path, location: str) -> None
         check_external_data(graph(tmp_path, location), tmp_path / "g.onnx")
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.STRING, ir.DataType.UNDEFINED])
+def test_what_has_no_size_cannot_lie_outside(tmp_path: Path, dtype: ir.DataType) -> None:
+    """Fuzzing found it."""
+    model = graph(tmp_path, "data")
+    text = ir.ExternalTensor("data", 0, 16, dtype, shape=ir.Shape((4,)), name="w")
+    model.graph.initializers["w"].const_value = text
+    with pytest.raises(MalformedError, match="outside the graph"):
+        check_external_data(model, tmp_path / "g.onnx")
+
+
 def test_links_and_folders_are_no_data(tmp_path: Path) -> None:
     model = graph(tmp_path, "other")
     (tmp_path / "other").symlink_to("data")
