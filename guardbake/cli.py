@@ -19,6 +19,8 @@ from typing import Annotated, NoReturn
 import typer
 
 import guardbake
+from guardbake import cli_build
+from guardbake.cli_options import Out, ProgressOption, ProgressStyle
 from guardbake.errors import GuardbakeError, ResourceFault
 from guardbake.progress import reporter_for
 from guardbake.studies import StudyName
@@ -30,13 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class ProgressStyle(StrEnum):
-    auto = "auto"
-    bar = "bar"
-    plain = "plain"
-    json = "json"
 
 
 class StorageStyle(StrEnum):
@@ -63,10 +58,6 @@ class Loop(StrEnum):
 
 
 RecipeFile = Annotated[Path, typer.Argument(help="The bake recipe, a TOML file.")]
-Out = Annotated[
-    Path, typer.Option("-o", "--out", help="What to write; appears whole or not at all.")
-]
-ProgressOption = Annotated[ProgressStyle, typer.Option("--progress", help="How to show progress.")]
 LoopOption = Annotated[
     Loop | None, typer.Option(help="Whose loop runs the decoder; else what the folder tells.")
 ]
@@ -220,6 +211,9 @@ def _said(self_check: str | dict[str, dict[str, dict[str, float]]]) -> str:
     return f"self-check passed: {len(rows)} quantities, {share}"
 
 
+app.command()(cli_build.build)
+
+
 @app.command()
 def evaluate(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
     """Ask rivals and guard every attack and every harmless family; run again to go on."""
@@ -291,11 +285,19 @@ def verify(
         Path | None,
         typer.Option(help="The folder that was given to guardbake apply, to compare with."),
     ] = None,
+    built_from: Annotated[
+        Path | None, typer.Option(help="The bundle that engines were built from.")
+    ] = None,
 ) -> None:
-    """Check bytes and meaning of a bundle, or of what apply wrote, without running a model."""
+    """Check bytes and meaning of a bundle, or of what apply or build wrote; no model is run."""
+    from guardbake.bundle.engine_folder import ENGINES, verify_engine_folder
     from guardbake.bundle.verify import verify_bundle
     from guardbake.steps.apply import verify_applied
 
+    if (bundle / ENGINES).is_file():
+        found = verify_engine_folder(bundle, built_from)
+        print(f"verify: pass ({', '.join(each.engine.name for each in found.engines)})")
+        return
     if unguarded is not None:
         print(verify_applied(bundle, unguarded))
         print("verify: pass")

@@ -25,13 +25,14 @@ from guardbake.bundle.publish import publish
 from guardbake.bundle.verify import verify_bundle
 from guardbake.check.certificate import certificate, to_markdown
 from guardbake.check.golden import save_golden
-from guardbake.plugins import find_engine_builder, find_runner
+from guardbake.plugins import EngineTask, find_engine_builder, find_runner
 from guardbake.progress import Reporter
 from guardbake.recipe import Recipe, load_recipe, require_layers
 from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.assemble import ENGINE_RECORD, bundle_files, together
 from guardbake.steps.certify import gates_of, require_pass
+from guardbake.steps.engines import sizes_of
 from guardbake.steps.export import capture, checkpoint_at, exporter_digest, write_export
 from guardbake.steps.recheck import GOLDEN, RECIPE
 from guardbake.steps.records import file_digest, read_record, tool_versions, write_record
@@ -209,7 +210,7 @@ class Bake(StagesBeside):
 
         return self.stage("rewrite", key, build)
 
-    def engine(self, guarded: Path, exported: Path) -> Path | str:
+    def engine(self, guarded: Path, exported: Path, spec: GuardSpec) -> Path | str:
         """decoder.engine with its record, or the reason why there is none."""
         section = self.recipe.engine
         if section is None:
@@ -227,9 +228,15 @@ class Bake(StagesBeside):
 
         def build(folder: Path) -> None:
             with together(guarded, exported, self.workspace.root) as model:
-                builder.build(
-                    model / DECODER, folder, section.capabilities, nodes, self.reporter.advance
+                task = EngineTask(
+                    model / DECODER,
+                    Path(DECODER).stem,
+                    tuple(section.capabilities),
+                    sizes_of(section),
+                    spec.digest,
+                    tuple(nodes),
                 )
+                builder.build(task, folder, self.reporter.advance)
 
         return self.stage("engine", key, build)
 
@@ -302,7 +309,7 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
     fitted, spec = work.fit()
     exported = work.export()
     guarded = work.rewrite(exported, spec)
-    engine = work.engine(guarded, exported)
+    engine = work.engine(guarded, exported, spec)
     parity = work.parity(guarded, exported, spec)
     behaviour = work.behaviour(spec)
     reports = {

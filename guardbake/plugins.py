@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -95,25 +95,62 @@ class Exporter(Protocol):
         ...
 
 
+Range = tuple[int, int, int]
+"""Smallest, best and largest: an engine takes all between and is tuned for the best."""
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """How much an engine takes at a call.
+
+    batch: sequences. sequence: new tokens of each in prefill; in decoding it is one. past: tokens
+    in the cache before the call. images: pictures, and image_tokens: features, that the vision
+    tower makes (a tower has the one or the other for its size).
+    """
+
+    batch: Range = (1, 1, 4)
+    sequence: Range = (1, 64, 512)
+    past: Range = (0, 256, 1024)
+    images: Range = (1, 1, 4)
+    image_tokens: Range = (4, 256, 2048)
+
+
+@dataclass(frozen=True)
+class EngineTask:
+    """One graph to compile.
+
+    name: what its engine is called. capabilities: GPUs by name. guard: the digest of the guard that
+    the graph carries, None if it carries none, and nodes: its nodes by name.
+    """
+
+    graph: Path
+    name: str
+    capabilities: tuple[str, ...]
+    sizes: EngineSizes = EngineSizes()
+    guard: str | None = None
+    nodes: tuple[str, ...] = ()
+
+
 class EngineBuilder(Protocol):
-    """Compiles guarded decoders. Declared by entry point, group `guardbake.engines`."""
+    """Compiles graphs for GPUs. Declared by entry point, group `guardbake.engines`."""
 
     def missing(self) -> str | None:
         """Why no engine can be built in this environment, or None."""
         ...
 
     def build(
-        self,
-        decoder: Path,
-        folder: Path,
-        capabilities: Sequence[str],
-        guard_nodes: Sequence[str],
-        progress: Callable[[str, int, int], None],
+        self, task: EngineTask, folder: Path, progress: Callable[[str, int, int], None]
     ) -> None:
-        """Compile `decoder` into folder/decoder.engine and folder/decoder.engine.json.
+        """Compile into folder/NAME.engine and folder/NAME.engine.json.
 
-        The second is the record that verifying holds against the bundle, see `bundle.engine`.
+        The second is the record that verifying holds against the graph, see `bundle.engine`.
         """
+        ...
+
+    def prepare(self, task: EngineTask, folder: Path) -> str:
+        """Check all that `build` checks, and compile nothing: write folder/NAME.onnx and its
+        weights as `build` would hand them to the compiler; returns the shell command that compiles
+        them with the backend's own tool."""
         ...
 
 

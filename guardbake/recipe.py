@@ -259,9 +259,20 @@ class ParitySection(_Section):
     margin_band: Tolerance
 
 
+SizeRange = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
+
+
 class EngineSection(_Section):
+    """capabilities: GPUs by name. batch to image_tokens: [smallest, best, largest], and what is
+    left out is as in `plugins.EngineSizes`. required: a missing engine is a failed gate."""
+
     backend: Literal["rtx", "tensorrt"]
     capabilities: list[str] = Field(min_length=1)
+    batch: SizeRange | None = None
+    sequence: SizeRange | None = None
+    past: SizeRange | None = None
+    images: SizeRange | None = None
+    image_tokens: SizeRange | None = None
     required: bool = False
 
 

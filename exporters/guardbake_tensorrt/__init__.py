@@ -11,11 +11,13 @@ TensorRT-RTX compiles on any machine, without a GPU; nothing in this package run
 promises is therefore "accepted and compiled", and the record says so: the guard is in the network
 that the builder took, on a path to the output, in float32 without TF32.
 
+`load_engine` hands out the bytes of an engine that a verified list names, to whoever has a GPU.
 `engines` holds the entry points of the group `guardbake.engines`.
 """
 
 from guardbake_tensorrt.backend import Backend, BackendName, load_backend
 from guardbake_tensorrt.build import build_engine
+from guardbake_tensorrt.load import load_engine
 from guardbake_tensorrt.profile import EngineProfile
 from guardbake_tensorrt.record import EngineRecord, GuardLayers
 
@@ -27,4 +29,5 @@ __all__ = [
     "GuardLayers",
     "build_engine",
     "load_backend",
+    "load_engine",
 ]

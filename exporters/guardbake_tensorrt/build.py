@@ -6,29 +6,43 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
 
-from guardbake.errors import EnvironmentFault, GuardbakeError, ResourceFault, UnsupportedError
+import onnx_ir as ir
+
+from guardbake.bundle.data import external_tensors
+from guardbake.errors import ResourceFault
 
 from guardbake_tensorrt.backend import Backend
-from guardbake_tensorrt.capability import refuse_bfloat16_on_turing, require_capabilities
+from guardbake_tensorrt.capability import (
+    refuse_bfloat16_on_turing,
+    require_capabilities,
+    resolve_capabilities,
+)
+from guardbake_tensorrt.compiler import SETTINGS, Progress, compile_network, configure
 from guardbake_tensorrt.lint import findings_in_source, require_clean
 from guardbake_tensorrt.lint_network import ignored_inputs
-from guardbake_tensorrt.lower import LoweredGraph, external_tensors, lower_graph, read_graph
+from guardbake_tensorrt.lower import LoweredGraph, lower_graph, read_graph
+from guardbake_tensorrt.memory import require_memory
 from guardbake_tensorrt.network import ParsedNetwork, distinct, parse_network
 from guardbake_tensorrt.presence import prove_in_graph, prove_in_network
 from guardbake_tensorrt.profile import EngineProfile
 from guardbake_tensorrt.record import STATUS, EngineRecord, GuardLayers
 
-Progress = Callable[[str, int, int], None]
-"""Called with (phase, steps done, steps in all) while the builder works."""
 
-# TF32 off: with it a float32 MatMul is 1e-3 exact instead of 1e-6, and the certificate is about
-# float32. STRICT_NANS on: a score that is not a number must open the gate, so NaN has to survive.
-_SETTINGS: Final = (("TF32", False), ("STRICT_NANS", True))
+@dataclass(frozen=True)
+class CheckedGraph:
+    """A graph fit to be compiled, with its guard found in the network.
+
+    data: the files beside the source that hold its weights, by sorted name.
+    """
+
+    data: dict[str, Path]
+    lowered: LoweredGraph
+    parsed: ParsedNetwork
+    guard: tuple[GuardLayers, ...]
 
 
 def build_engine(
@@ -39,146 +53,66 @@ def build_engine(
     capabilities: Sequence[str] = ("SM89", "SM120"),
     profile: EngineProfile,
     guard_nodes: Sequence[str],
+    guard_digest: str | None = None,
     output: str = "logits",
     progress: Progress | None = None,
 ) -> EngineRecord:
     """Compile `onnx_path` (never written) to `out_path`, which appears complete or not at all.
 
-    guard_nodes: the names of the guard's nodes; each must be in the graph and in the network, with
-    a path to `output`. Empty for a graph that carries no guard, e.g. a vision tower.
+    capabilities: GPUs by name, see `capability`. guard_nodes: the names of the guard's nodes; each
+    must be in the graph and in the network, with a path to `output`. Empty for a graph that carries
+    no guard, e.g. a vision tower. guard_digest: which guard that is, for the record.
     Raises UsageError, MalformedError, IntegrityError about the inputs, UnsupportedError about the
     graph, SiteError about the guard, EnvironmentFault or ResourceFault about the machine.
     """
     started = time.monotonic()
-    targets = require_capabilities(backend, capabilities)
-    checked = _check(onnx_path, backend, guard_nodes, output)
-    refuse_bfloat16_on_turing(backend, checked.parsed.network, capabilities)
-    config = _configure(backend, checked.parsed, targets, profile)
-    engine = _compile(backend, checked.parsed, config, progress, onnx_path)
+    names = resolve_capabilities(capabilities)
+    targets = require_capabilities(backend, names)
+    model = read_graph(onnx_path)
+    require_memory(model, onnx_path)
+    checked = check_graph(model, onnx_path, backend, guard_nodes, output)
+    network = checked.parsed.network
+    refuse_bfloat16_on_turing(backend, network, names)
+    config = configure(backend, checked.parsed, targets, profile)
+    engine = compile_network(backend, checked.parsed, config, progress, onnx_path)
     messages = [text for _, text in backend.log.drain()]
     return EngineRecord(
         backend=backend.name,
         version=backend.version,
         status=STATUS,
-        capabilities=tuple(capabilities),
+        capabilities=names,
         profile=profile,
+        graph=onnx_path.name,
         onnx_sha256=_sha256(onnx_path),
-        data_sha256=_data_digests(checked.lowered),
+        data_sha256=tuple((name, _sha256(path)) for name, path in checked.data.items()),
         engine_sha256=write_atomically(out_path, memoryview(engine)),
         engine_bytes=engine.nbytes,
+        guard_digest=guard_digest,
         guard=checked.guard,
-        settings=tuple((name, str(value)) for name, value in _SETTINGS),
+        layers=int(network.num_layers),
+        settings=tuple((name, str(value)) for name, value in SETTINGS),
         seconds=round(time.monotonic() - started, 3),
         warnings=distinct((*checked.parsed.warnings, *messages)),
     )
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A graph fit to be compiled, with its guard found in the network."""
+def check_graph(
+    model: ir.Model, path: Path, backend: Backend, guard_nodes: Sequence[str], output: str
+) -> CheckedGraph:
+    """Lint, lower, parse, and prove the guard, which is everything but compiling.
 
-    lowered: LoweredGraph
-    parsed: ParsedNetwork
-    guard: tuple[GuardLayers, ...]
-
-
-def _check(onnx_path: Path, backend: Backend, guard_nodes: Sequence[str], output: str) -> _Checked:
-    where = str(onnx_path)
-    model = read_graph(onnx_path)
+    model: what `read_graph` read from `path`; it is changed. Raises as `build_engine` does.
+    """
+    where = str(path)
     prove_in_graph(model, guard_nodes, where=where, output=output)
-    require_clean(findings_in_source(model), onnx_path)
-    lowered = lower_graph(onnx_path, model)
+    require_clean(findings_in_source(model), path)
+    data = data_files(model)
+    lowered = lower_graph(path, model)
     parsed = parse_network(backend, lowered)
-    require_clean(tuple(ignored_inputs(lowered.model, parsed.network)), onnx_path)
+    require_clean(tuple(ignored_inputs(lowered.model, parsed.network)), path)
     layers = prove_in_network(parsed.network, guard_nodes, where=where, output=output)
     guard = tuple(GuardLayers(node, names) for node, names in layers.items())
-    return _Checked(lowered, parsed, guard)
-
-
-def _configure(
-    backend: Backend, parsed: ParsedNetwork, targets: Sequence[Any], profile: EngineProfile
-) -> Any:
-    config = parsed.builder.create_builder_config()
-    if targets:
-        config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(target, index)
-    for name, value in _SETTINGS:
-        flag = backend.module.BuilderFlag.__members__[name]
-        (config.set_flag if value else config.clear_flag)(flag)
-    inputs = [parsed.network.get_input(i) for i in range(parsed.network.num_inputs)]
-    dynamic = [each for each in inputs if -1 in tuple(each.shape)]
-    for phase in profile.phases if dynamic else ():
-        ranges = parsed.builder.create_optimization_profile()
-        for each in dynamic:
-            ranges.set_shape(each.name, *profile.shapes(phase, each.name, tuple(each.shape)))
-        config.add_optimization_profile(ranges)
-    return config
-
-
-def _monitor(module: Any, progress: Progress, interrupts: list[KeyboardInterrupt]) -> Any:
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc]  # the library has no stubs
-        def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._steps[phase] = steps
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            """False stops the build; an exception must not cross the library's own frames."""
-            try:
-                progress(phase, step + 1, self._steps[phase])
-            except KeyboardInterrupt as interrupt:
-                interrupts.append(interrupt)
-            return not interrupts
-
-        def phase_finish(self, phase: str) -> None:
-            self._steps.pop(phase, None)
-
-    return Monitor()
-
-
-def _compile(
-    backend: Backend, parsed: ParsedNetwork, config: Any, progress: Progress | None, where: Path
-) -> Any:
-    interrupts: list[KeyboardInterrupt] = []
-    if progress is not None and hasattr(backend.module, "IProgressMonitor"):
-        monitor = _monitor(backend.module, progress, interrupts)
-        config.progress_monitor = monitor
-    engine = parsed.builder.build_serialized_network(parsed.network, config)
-    if interrupts:
-        raise interrupts[0]
-    if engine is None:
-        messages = [text for severity, text in backend.log.drain() if severity != "WARNING"]
-        raise _build_failure(" ".join(messages) or "the builder gave no reason", where)
-    return engine
-
-
-def _build_failure(reason: str, where: Path) -> GuardbakeError:
-    """The builder has one way to fail; what it logged tells whose fault it is."""
-    lower = reason.lower()
-    found = f"no engine: {reason.strip()}"
-    if "out of memory" in lower or "bad_alloc" in lower or "outofmemory" in lower:
-        return ResourceFault(
-            found=found,
-            expected="enough memory: about four times the weights",
-            where=str(where),
-            remedy="build on a machine with more memory",
-        )
-    if "cuda" in lower or "driver" in lower or "no device" in lower:
-        return EnvironmentFault(
-            found=found,
-            expected="a build that needs no device, or a device",
-            where=str(where),
-            remedy="name compute capabilities, or build on the machine that has the GPU",
-        )
-    return UnsupportedError(
-        found=found,
-        expected="a network this builder has kernels for",
-        where=str(where),
-        remedy="change the operator that it names, or narrow the profile",
-    )
+    return CheckedGraph(data, lowered, parsed, guard)
 
 
 def write_atomically(path: Path, content: memoryview) -> str:
@@ -211,12 +145,12 @@ def write_atomically(path: Path, content: memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def data_files(model: ir.Model) -> dict[str, Path]:
+    """The files with the model's weights, by sorted name."""
+    paths = {Path(tensor.path) for tensor in external_tensors(model)}
+    return {path.name: path for path in sorted(paths)}
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _data_digests(lowered: LoweredGraph) -> tuple[tuple[str, str], ...]:
-    paths = (Path(tensor.path) for tensor in external_tensors(lowered.model))
-    files = {path.name: path for path in paths}
-    return tuple((name, _sha256(files[name])) for name in sorted(files))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from guardbake_tensorrt.backend import BackendName, load_backend
-from guardbake_tensorrt.build import build_engine
-from guardbake_tensorrt.profile import EngineProfile
+from guardbake.bundle.publish import copy_file
+from guardbake.plugins import EngineTask
 
-# Prompts up to 512 tokens on a cache of up to 1024, in one profile with decoding.
-PROFILE = EngineProfile(batch=(1, 1, 4), seq=(1, 64, 512), past=(0, 256, 1024))
+from guardbake_tensorrt.backend import BackendName, load_backend
+from guardbake_tensorrt.build import build_engine, check_graph, data_files
+from guardbake_tensorrt.capability import require_capabilities, resolve_capabilities
+from guardbake_tensorrt.command import command_line
+from guardbake_tensorrt.lower import read_graph
+from guardbake_tensorrt.sizes import profile_for
 
 
 class RtxEngines:
@@ -28,24 +31,37 @@ class RtxEngines:
         return None
 
     def build(
-        self,
-        decoder: Path,
-        folder: Path,
-        capabilities: Sequence[str],
-        guard_nodes: Sequence[str],
-        progress: Callable[[str, int, int], None],
+        self, task: EngineTask, folder: Path, progress: Callable[[str, int, int], None]
     ) -> None:
         """See `guardbake.plugins.EngineBuilder`."""
+        engine = folder / f"{task.name}.engine"
         record = build_engine(
-            decoder,
-            folder / "decoder.engine",
+            task.graph,
+            engine,
             backend=load_backend(self.backend),
-            capabilities=tuple(capabilities),
-            profile=PROFILE,
-            guard_nodes=guard_nodes,
+            capabilities=task.capabilities,
+            profile=profile_for(read_graph(task.graph), task.sizes),
+            guard_nodes=task.nodes,
+            guard_digest=task.guard,
             progress=progress,
         )
-        (folder / "decoder.engine.json").write_text(record.to_json(), encoding="utf-8")
+        engine.with_name(f"{engine.name}.json").write_text(record.to_json(), encoding="utf-8")
+
+    def prepare(self, task: EngineTask, folder: Path) -> str:
+        """See `guardbake.plugins.EngineBuilder`."""
+        backend = load_backend(self.backend)
+        names = resolve_capabilities(task.capabilities)
+        require_capabilities(backend, names)
+        model = read_graph(task.graph)
+        profile = profile_for(model, task.sizes)
+        checked = check_graph(model, task.graph, backend, task.nodes, "logits")
+        target = folder / f"{task.name}.onnx"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(checked.lowered.serialized)
+        for name, path in data_files(checked.lowered.model).items():
+            if not target.with_name(name).exists():  # two graphs may share their weights
+                copy_file(path, target.with_name(name))
+        return command_line(backend, checked.parsed.network, Path(target.name), names, profile)
 
 
 class TensorRtEngines(RtxEngines):

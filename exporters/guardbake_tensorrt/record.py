@@ -25,11 +25,13 @@ class GuardLayers:
 class EngineRecord:
     """One engine. `status` is always "compiled": no engine is run on the machine that builds it.
 
-    capabilities: "SM89" and the like, in the order asked for. onnx_sha256: of the graph file;
-    data_sha256: (file name, digest) of each external data file, because the graph alone does not
-    tell one set of weights from another. engine_sha256 identifies this file only: two builds of one
-    graph differ in bytes. settings: (name, value) of the builder. engine_bytes: size of the file.
-    Raises MalformedError for any other status.
+    capabilities: "SM89" and the like, in the order asked for. graph: name of the graph file, and
+    onnx_sha256 its digest; data_sha256: (file name, digest) of each external data file, because the
+    graph alone does not tell one set of weights from another. engine_sha256 identifies this file
+    only: two builds of one graph differ in bytes. engine_bytes: size of the file. guard_digest:
+    `GuardSpec.digest`, None if the graph carries no guard; guard: what became of its nodes. layers:
+    of the network, all of them, before the builder fuses any. settings: (name, value) of the
+    builder. Raises MalformedError for any other status.
     """
 
     backend: str
@@ -37,11 +39,14 @@ class EngineRecord:
     status: Literal["compiled"]
     capabilities: tuple[str, ...]
     profile: EngineProfile
+    graph: str
     onnx_sha256: str
     data_sha256: tuple[tuple[str, str], ...]
     engine_sha256: str
     engine_bytes: int
+    guard_digest: str | None
     guard: tuple[GuardLayers, ...]
+    layers: int
     settings: tuple[tuple[str, str], ...]
     seconds: float
     warnings: tuple[str, ...]
@@ -49,6 +54,11 @@ class EngineRecord:
     def __post_init__(self) -> None:
         if self.status != STATUS:
             raise _malformed(f"status {self.status!r}", f"{STATUS!r}: nothing here ran the engine")
+
+    @property
+    def guard_layers(self) -> int:
+        """How many of the network's layers the guard became."""
+        return len({layer for each in self.guard for layer in each.layers})
 
     def to_json(self) -> str:
         """Sorted keys, two spaces, a newline at the end."""
@@ -80,6 +90,7 @@ def _typed(found: dict[str, Any]) -> dict[str, Any]:
         "profile": EngineProfile(**profile),
         "guard": tuple(GuardLayers(g["node"], tuple(g["layers"])) for g in found["guard"]),
         "engine_bytes": int(found["engine_bytes"]),
+        "layers": int(found["layers"]),
         "seconds": float(found["seconds"]),
         **{
             name: _tuples(found[name])

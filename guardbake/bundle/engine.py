@@ -1,4 +1,4 @@
-"""What an engine's record states, held against the bundle it lies in. No engine is read or run.
+"""What an engine's record states, held against what it was compiled from. No engine is run.
 
 The record is written beside the engine by whoever compiled it (`plugins.EngineBuilder`). A record
 of an earlier graph, of other weights or under other settings is what a stale engine looks like.
@@ -7,10 +7,12 @@ of an earlier graph, of other weights or under other settings is what a stale en
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from guardbake.bundle.canonical import parse
+from guardbake.bundle.files import FileEntry
 from guardbake.bundle.manifest import DECODER, EngineBuilt, Manifest
 from guardbake.errors import IntegrityError
 
@@ -20,6 +22,22 @@ SETTINGS = {"TF32": "False", "STRICT_NANS": "True"}
 _REMEDY = "do not ship this engine: build it again from the bundle's own graph"
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What the record of one engine has to state.
+
+    engine: its own file. graph: the file it was compiled from, and data: those with the graph's
+    weights. guard: digest of the guard in that graph, None if it carries none, and nodes: the
+    guard's nodes by name.
+    """
+
+    engine: FileEntry
+    graph: FileEntry
+    data: tuple[FileEntry, ...]
+    guard: str | None
+    nodes: tuple[str, ...]
+
+
 def check_engines(folder: Path, manifest: Manifest, nodes: Sequence[str]) -> None:
     """Every engine the manifest names was compiled from this decoder, its weights and its guard.
 
@@ -27,29 +45,38 @@ def check_engines(folder: Path, manifest: Manifest, nodes: Sequence[str]) -> Non
     at the first record that says otherwise, MalformedError if one is no JSON.
     """
     engine = manifest.origins.engine
-    for name in engine.records if isinstance(engine, EngineBuilt) else ():
-        where = str(folder / name)
-        record = parse((folder / name).read_bytes(), where, _REMEDY)
-        if not isinstance(record, dict):
-            _refuse(f"a JSON {type(record).__name__}", "an engine's record", where)
-        _check_files(record, name.removesuffix(".json"), manifest, where)
-        _check_settings(record, where)
-        _check_guard(record, nodes, where)
-
-
-def _check_files(record: dict[str, Any], engine: str, manifest: Manifest, where: str) -> None:
-    """The engine's own file, the graph, and the files of weights that the graph reads."""
     entries = {entry.name: entry for entry in manifest.files}
-    if engine not in entries:
-        _refuse(f"no file {engine}", "the engine that the record is of", where)
-    built = entries[engine].sha256, entries[engine].size
+    for name in engine.records if isinstance(engine, EngineBuilt) else ():
+        own = name.removesuffix(".json")
+        if own not in entries:
+            _refuse(f"no file {own}", "the engine that the record is of", str(folder / name))
+        data = tuple(entry for entry in manifest.files if entry.name.startswith(f"{DECODER}."))
+        guard = manifest.origins.guard
+        compiled = Compiled(entries[own], entries[DECODER], data, guard, tuple(nodes))
+        check_record(folder / name, compiled)
+
+
+def check_record(path: Path, compiled: Compiled) -> None:
+    """The record at `path` states what `compiled` says; raises as `check_engines` does."""
+    where = str(path)
+    record = parse(path.read_bytes(), where, _REMEDY)
+    if not isinstance(record, dict):
+        _refuse(f"a JSON {type(record).__name__}", "an engine's record", where)
+    _check_files(record, compiled, where)
+    _check_settings(record, where)
+    _check_guard(record, compiled, where)
+
+
+def _check_files(record: dict[str, Any], compiled: Compiled, where: str) -> None:
+    """The engine's own file, the graph, and the files of weights that the graph reads."""
+    built = compiled.engine.sha256, compiled.engine.size
     stated = record.get("engine_sha256"), record.get("engine_bytes")
     if stated != built:
         _refuse(f"a record of engine {stated[0]!s:.16}", f"engine {built[0]:.16}", where)
-    graph = record.get("onnx_sha256")
-    if graph != manifest.onnx[DECODER]:
-        _refuse(f"an engine of {DECODER} {graph!s:.16}", f"{manifest.onnx[DECODER]:.16}", where)
-    wanted = [[e.name, e.sha256] for e in manifest.files if e.name.startswith(f"{DECODER}.")]
+    graph, source = record.get("onnx_sha256"), compiled.graph
+    if graph != source.sha256:
+        _refuse(f"an engine of {source.name} {graph!s:.16}", f"{source.sha256:.16}", where)
+    wanted = [[Path(each.name).name, each.sha256] for each in compiled.data]
     if record.get("data_sha256") != wanted:
         _refuse("an engine of other weights", f"one of {len(wanted)} data files as listed", where)
 
@@ -63,14 +90,17 @@ def _check_settings(record: dict[str, Any], where: str) -> None:
             _refuse(f"settings {stated!s:.80}", f"{name} {wanted}, as certified", where)
 
 
-def _check_guard(record: dict[str, Any], nodes: Sequence[str], where: str) -> None:
+def _check_guard(record: dict[str, Any], compiled: Compiled, where: str) -> None:
+    if record.get("guard_digest") != compiled.guard:
+        found = f"an engine with guard {record.get('guard_digest')!s:.12}"
+        _refuse(found, f"guard {compiled.guard!s:.12}", where)
     entries = record.get("guard")
     layers = {
         str(entry.get("node")): entry.get("layers")
         for entry in (entries if isinstance(entries, list) else [])
         if isinstance(entry, dict)
     }
-    for node in nodes:
+    for node in compiled.nodes:
         if not layers.get(node):
             _refuse(f"no layer of {node}", "each guard node compiled into layers", where)
 

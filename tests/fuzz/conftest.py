@@ -117,6 +117,7 @@ def sound(spec: GuardSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         "onnx_sha256": graph.sha256,
         "data_sha256": [[data.name, data.sha256]],
         "settings": [["TF32", "False"], ["STRICT_NANS", "True"]],
+        "guard_digest": spec.digest,
         "guard": [{"node": node, "layers": ["layer"]} for node in nodes],
     }
     (folder / RECORD).write_text(json.dumps(record))

@@ -47,7 +47,8 @@ def mend(bundle: Path, guard: str | None = None, record: bool = True) -> None:
     decoder = describe(bundle, DECODER).sha256
     if record:
         data = [[DATA, describe(bundle, DATA).sha256]]
-        rewrite_json(bundle / RECORD, lambda r: r.update(onnx_sha256=decoder, data_sha256=data))
+        stated = {"onnx_sha256": decoder, "data_sha256": data, "guard_digest": origins.guard}
+        rewrite_json(bundle / RECORD, lambda r: r.update(stated))
     onnx = {path.name: describe(bundle, path.name).sha256 for path in bundle.glob("*.onnx")}
     digests = {"guard": origins.guard, "onnx": onnx}
     rewrite_json(bundle / CERTIFICATE, lambda c: c["digests"].update(digests))

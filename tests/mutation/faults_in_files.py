@@ -187,6 +187,7 @@ ENGINE: tuple[Fault[Path], ...] = tuple(
     for name, plant in {
         "stale: of an earlier graph": in_record(lambda r: r.update(onnx_sha256="0" * 64)),
         "stale: of other weights": in_record(lambda r: r["data_sha256"][0].__setitem__(1, "0")),
+        "of another guard": in_record(lambda r: r.update(guard_digest="0" * 64)),
         "of another engine file": other_engine,
         "TF32 on": setting("TF32", "True"),
         "NaNs not kept": setting("STRICT_NANS", "False"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from guardbake.site import Site
 from guardbake.spec import GuardSpec, Profile
 
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
+from tests.bakes import guardbake
+from tests.tensorrt.bundles import Built, write_bundle
 
 WIDTH, HEADS, HEAD, LAYERS, WORDS = 16, 2, 8, 2, 32
 EXTERNAL_FROM = 512  # bytes; the guard's own arrays are smaller and stay in the file
@@ -25,10 +28,11 @@ EXTERNAL_FROM = 512  # bytes; the guard's own arrays are smaller and stay in the
 
 @dataclass(frozen=True)
 class Guarded:
-    """A guarded decoder on disk and the names of its guard nodes."""
+    """A guarded decoder on disk, the names of its guard nodes, and the guard."""
 
     path: Path
     nodes: tuple[str, ...]
+    spec: GuardSpec
 
 
 class _Decoder:
@@ -173,10 +177,11 @@ def make_guarded(plain: Path, guard: Callable[..., GuardSpec]) -> MakeGuarded:
             for kind in kinds
         )
         model = ir.load(plain)
-        report = InsertGuard(replace(one, edits=(one.edits[0], other.edits[1])))(model)
+        spec = replace(one, edits=(one.edits[0], other.edits[1]))
+        report = InsertGuard(spec)(model)
         path = plain.with_name(f"{gate}_{'_'.join(kinds)}.onnx".replace(" ", "_"))
         ir.save(model, path)
-        return Guarded(path, report.nodes)
+        return Guarded(path, report.nodes, spec)
 
     return make
 
@@ -195,3 +200,28 @@ def backend() -> Backend:
 @pytest.fixture(scope="session")
 def profile() -> EngineProfile:
     return EngineProfile(batch=(1, 1, 2), seq=(1, 8, 16), past=(0, 8, 32))
+
+
+@pytest.fixture(scope="session")
+def bundle(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle without engines; its recipe says for which GPU and which sizes they are to be."""
+    sizes = {"sequence": [1, 4, 8], "past": [0, 4, 16]}
+    section = {"backend": "rtx", "capabilities": ["ada"], **sizes}
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    return write_bundle(folder, guarded.path, guarded.spec, section)
+
+
+@pytest.fixture
+def altered(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle, to be altered."""
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Engines of all graphs of the bundle."""
+    out = tmp_path_factory.mktemp("engines") / "engines"
+    command = ("build", bundle, "-o", out, "--backend", "tensorrt-rtx", "--progress", "json")
+    done = guardbake(*command)
+    assert done.returncode == 0, done.stderr
+    return Built(out, done.stdout, done.stderr)

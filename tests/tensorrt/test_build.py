@@ -23,7 +23,8 @@ from guardbake.errors import (
 )
 
 from guardbake_tensorrt import Backend, EngineProfile, EngineRecord, build_engine
-from guardbake_tensorrt.build import _build_failure, write_atomically
+from guardbake_tensorrt.build import write_atomically
+from guardbake_tensorrt.compiler import build_failure
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +243,6 @@ def test_an_engine_appears_complete_or_not_at_all(
     ],
 )
 def test_a_builder_that_gives_up_is_told_apart(reason: str, kind: type[Exception]) -> None:
-    error = _build_failure(reason, Path("decoder.onnx"))
+    error = build_failure(reason, Path("decoder.onnx"))
     assert type(error) is kind
     assert reason in error.found

@@ -1,4 +1,4 @@
-"""The seam through which a bake builds its engine."""
+"""The seam through which a bake builds its engine, and the sizes it asks for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
-from guardbake.plugins import EngineBuilder
+from guardbake.errors import UnsupportedError
+from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask
+from guardbake.recipe import EngineSection
+from guardbake.steps.engines import sizes_of
 
-from guardbake_tensorrt import EngineRecord
-from guardbake_tensorrt.engines import PROFILE, RtxEngines, TensorRtEngines
+from guardbake_tensorrt import EngineProfile, EngineRecord
+from guardbake_tensorrt.engines import RtxEngines, TensorRtEngines
+from guardbake_tensorrt.sizes import profile_for
+
+_SIZES = EngineSizes(batch=(1, 1, 2), sequence=(1, 8, 16), past=(0, 8, 32))
 
 
 def test_a_bake_gets_the_engine_and_its_record(guarded: Any, tmp_path: Path) -> None:
     builder: EngineBuilder = RtxEngines()
     assert builder.missing() is None
     phases: set[str] = set()
-    builder.build(
-        guarded.path, tmp_path, ["SM89"], guarded.nodes, lambda phase, *_: phases.add(phase)
-    )
+    digest, nodes = guarded.spec.digest, guarded.nodes
+    task = EngineTask(guarded.path, "decoder", ("sm89",), _SIZES, digest, nodes)
+    builder.build(task, tmp_path, lambda phase, *_: phases.add(phase))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "decoder.engine",
         "decoder.engine.json",
     ]
     record = EngineRecord.from_json((tmp_path / "decoder.engine.json").read_text())
     assert record.engine_bytes == (tmp_path / "decoder.engine").stat().st_size
-    assert record.profile == PROFILE
+    assert record.profile == EngineProfile((1, 1, 2), (1, 8, 16), (0, 8, 32), split_decode=True)
+    assert record.guard_digest == digest
     assert phases
 
 
@@ -37,3 +45,45 @@ def test_a_missing_library_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPa
     reason = builder.missing()
     assert reason is not None
     assert "tensorrt" in reason
+
+
+def _graph(**inputs: list[int | str]) -> ir.Model:
+    values = [
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+        for name, shape in inputs.items()
+    ]
+    return ir.Model(ir.Graph(values, [], nodes=[]), ir_version=10)
+
+
+def test_the_names_of_dimensions_say_how_large_they_are() -> None:
+    sizes = EngineSizes(
+        batch=(1, 1, 2), sequence=(1, 8, 16), images=(1, 2, 3), image_tokens=(4, 40, 80)
+    )
+    model = _graph(
+        pixel_values=["4*tokens", 1176],
+        window_index=["tokens"],
+        cu_seqlens=["segments"],
+        cu_window_seqlens=["windows"],
+        image_features=["features", 16],
+        pictures=["images", 3, 8, 8],
+    )
+    assert profile_for(model, sizes).inputs == (
+        ("pixel_values", (16, 1176), (160, 1176), (320, 1176)),
+        ("window_index", (4,), (40,), (80,)),
+        ("cu_seqlens", (2,), (3,), (4,)),
+        ("cu_window_seqlens", (2,), (4,), (81,)),
+        ("image_features", (0, 16), (32, 16), (32, 16)),
+        ("pictures", (1, 3, 8, 8), (2, 3, 8, 8), (3, 3, 8, 8)),
+    )
+
+
+@pytest.mark.parametrize("dimension", ["frames", "tokens*4", "tokens + 1", "x*tokens"])
+def test_a_dimension_that_means_nothing_known_is_refused(dimension: str) -> None:
+    with pytest.raises(UnsupportedError, match="given"):
+        profile_for(_graph(given=[dimension, 3]), EngineSizes())
+
+
+def test_a_recipe_says_the_sizes_it_cares_about() -> None:
+    section = EngineSection(backend="rtx", capabilities=["ada"], past=[0, 7, 9])
+    assert sizes_of(section) == EngineSizes(past=(0, 7, 9))
+    assert sizes_of(None) == EngineSizes()
