@@ -19,6 +19,7 @@ class Batch:
     pixel_values: the processor's own array, images of all requests one after another on axis 0
       (CLIP: [images, 3, h, w]; Qwen: [patches, 3 * t * p * p]); None if no request has an image.
     image_grid_thw: [images, 3] int64 in patches, Qwen only.
+    answered: how many columns on the right are no longer prompt but answer.
     """
 
     input_ids: Array
@@ -26,6 +27,7 @@ class Batch:
     image_mask: Array
     pixel_values: Array | None
     image_grid_thw: Array | None
+    answered: int = 0
 
     @property
     def text_mask(self) -> Array:
@@ -40,7 +42,7 @@ class Batch:
     @property
     def prompt_lengths(self) -> Array:
         """Real tokens of each prompt, [B] int64."""
-        return np.asarray(self.attention_mask.sum(axis=1))
+        return np.asarray(self.attention_mask.sum(axis=1) - self.answered)
 
 
 def without_images(batch: Batch) -> Batch:
@@ -49,6 +51,7 @@ def without_images(batch: Batch) -> Batch:
     Markers around an image (Qwen's vision_start and vision_end) are words and stay.
     """
     words = (batch.attention_mask == 1) & ~batch.image_mask
+    words[:, words.shape[1] - batch.answered :] = False
     longest = int(words.sum(axis=1).max())
     ids = np.zeros((len(words), longest), np.int64)
     mask = np.zeros_like(ids)
@@ -58,3 +61,25 @@ def without_images(batch: Batch) -> Batch:
         ids[row, longest - len(real) :] = real
         mask[row, longest - len(real) :] = 1
     return Batch(ids, mask, np.zeros_like(mask, bool), None, None)
+
+
+def alone(batch: Batch, row: int) -> Batch:
+    """One request of the batch without its padding, and with its own images."""
+    real = batch.attention_mask[row] == 1
+    pixels, grid = batch.pixel_values, batch.image_grid_thw
+    if pixels is not None:
+        patches = np.ones(len(pixels), np.int64) if grid is None else grid.prod(axis=1)
+        # an image takes up tokens as it takes up patches, so rows of images end where tokens do
+        ends = patches.cumsum() * int(batch.image_mask.sum()) // int(patches.sum())
+        before = int(batch.image_mask[:row].sum())
+        own = (ends > before) & (ends <= before + int(batch.image_mask[row].sum()))
+        grid = None if grid is None else grid[own]
+        pixels = pixels[np.repeat(own, patches)] if own.any() else None
+    return Batch(
+        batch.input_ids[[row]][:, real],
+        batch.attention_mask[[row]][:, real],
+        batch.image_mask[[row]][:, real],
+        pixels,
+        grid if pixels is not None else None,
+        batch.answered,
+    )

@@ -11,10 +11,12 @@ import errno
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -24,6 +26,9 @@ from guardbake.cli_options import Out, ProgressOption, ProgressStyle
 from guardbake.errors import GuardbakeError, ResourceFault
 from guardbake.progress import reporter_for
 from guardbake.studies import StudyName
+
+if TYPE_CHECKING:
+    from guardbake.check.junit import Suite
 
 app = typer.Typer(
     name="guardbake",
@@ -69,18 +74,28 @@ SelfCheck = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Junit = Annotated[
+    Path | None,
+    typer.Option("--junit", help="Write every gate as a JUnit XML test case, passed or not."),
+]
 Bundle = Annotated[Path, typer.Argument(help="A folder that guardbake bake wrote.")]
 
 
 @app.command()
-def bake(recipe: RecipeFile, out: Out, progress: ProgressOption = ProgressStyle.auto) -> None:
+def bake(
+    recipe: RecipeFile,
+    out: Out,
+    progress: ProgressOption = ProgressStyle.auto,
+    junit: Junit = None,
+) -> None:
     """Fit, rewrite, export, check and publish. Run again after an interruption, it goes on."""
-    from guardbake.check.certificate import to_markdown
+    from guardbake.check.markdown import to_markdown
     from guardbake.pipeline import bake as run
     from guardbake.steps.doctor import examine, require
 
-    require(examine(out.parent))
-    content = run(recipe, out, reporter_for(progress.value))
+    with _suite("bake", junit) as suite:
+        require(examine(out.parent))
+        content = run(recipe, out, reporter_for(progress.value), suite)
     print(to_markdown(content))
     print(f"verdict: {content['verdict']}   bundle: {out}")
 
@@ -262,18 +277,26 @@ def report(
 
 
 @app.command()
-def parity(bundle: Bundle, as_json: AsJson = False) -> None:
-    """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers."""
-    from guardbake.plugins import find_runner
+def parity(bundle: Bundle, as_json: AsJson = False, junit: Junit = None) -> None:
+    """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers.
+
+    The guard's nodes are run alone, too, on golden vectors. Gates that need the source model are
+    asked by bake alone.
+    """
+    from guardbake.plugins import find_runner, find_session
+    from guardbake.steps.certify import compared, require_parity
     from guardbake.steps.recheck import recheck
 
-    report = recheck(bundle, find_runner("onnx"))
+    with _suite("parity", junit) as suite:
+        report = recheck(bundle, find_runner("onnx"), find_session("onnx"))
+        suite.add(compared(report["comparisons"]))
+        require_parity(report)
     if as_json:
         print(json.dumps(report, indent=2))
         return
     for row in report["comparisons"]:
         limit = "none allowed" if row["limit"] is None else f"budget {row['limit']:.3g}"
-        print(f"{row['quantity']:<34} {row['worst']:.3g}  {limit}  {row['compared']} compared")
+        print(f"{row['quantity']:<44} {row['worst']:.3g}  {limit}  {row['compared']} compared")
     print("parity: pass")
 
 
@@ -288,23 +311,51 @@ def verify(
     built_from: Annotated[
         Path | None, typer.Option(help="The bundle that engines were built from.")
     ] = None,
+    junit: Junit = None,
 ) -> None:
-    """Check bytes and meaning of a bundle, or of what apply or build wrote; no model is run."""
+    """Check bytes and meaning of a bundle, or of what apply or build wrote; no model is run.
+
+    Where onnxruntime is installed, the guard's nodes alone are run on the bundle's golden vectors.
+    """
     from guardbake.bundle.engine_folder import ENGINES, verify_engine_folder
     from guardbake.bundle.verify import verify_bundle
     from guardbake.steps.apply import verify_applied
+    from guardbake.steps.canary import run_canaries
 
-    if (bundle / ENGINES).is_file():
-        found = verify_engine_folder(bundle, built_from)
-        print(f"verify: pass ({', '.join(each.engine.name for each in found.engines)})")
-        return
-    if unguarded is not None:
-        print(verify_applied(bundle, unguarded))
-        print("verify: pass")
-        return
-    report = verify_bundle(bundle, full=full)
+    with _suite("verify", junit) as suite:
+        if (bundle / ENGINES).is_file():
+            found = verify_engine_folder(bundle, built_from)
+            said = ", ".join(each.engine.name for each in found.engines)
+            suite.check("engines", "", said)
+            print(f"verify: pass ({said})")
+            return
+        if unguarded is not None:
+            said = verify_applied(bundle, unguarded)
+            suite.check("guard", "", said)
+            print(said)
+            print("verify: pass")
+            return
+        report = verify_bundle(bundle, full=full, suite=suite)
+        said = run_canaries(bundle, suite)
     print(f"guard {report.guard[:12]} present: {', '.join(report.nodes)}")
+    print(f"canary feeds: {said}")
     print(f"verify: pass ({report.files} files, {report.rehashed} of them hashed again)")
+
+
+@contextmanager
+def _suite(command: str, junit: Path | None) -> Iterator[Suite]:
+    """Test cases of a command, written to `junit` whether it passes or fails."""
+    from guardbake.check.junit import Suite
+
+    suite = Suite(command)
+    try:
+        yield suite
+    except GuardbakeError as error:
+        suite.stopped(error)
+        raise
+    finally:
+        if junit is not None:
+            suite.write(junit)
 
 
 @app.command()

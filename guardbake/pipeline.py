@@ -17,15 +17,19 @@ from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
     GUARD,
+    RECIPE,
     EngineBuilt,
     EngineNotBuilt,
     Origins,
 )
+from guardbake.bundle.papers import seal
 from guardbake.bundle.publish import publish
 from guardbake.bundle.verify import verify_bundle
-from guardbake.check.certificate import certificate, to_markdown
+from guardbake.check.certificate import certificate
 from guardbake.check.golden import save_golden
-from guardbake.plugins import EngineTask, find_engine_builder, find_runner
+from guardbake.check.junit import Suite
+from guardbake.check.markdown import to_markdown
+from guardbake.plugins import EngineTask, find_engine_builder, find_runner, find_session
 from guardbake.progress import Reporter
 from guardbake.recipe import Recipe, load_recipe, require_layers
 from guardbake.recipe_diagnose import DiagnoseSection
@@ -34,7 +38,7 @@ from guardbake.steps.assemble import ENGINE_RECORD, bundle_files, together
 from guardbake.steps.certify import gates_of, require_pass
 from guardbake.steps.engines import sizes_of
 from guardbake.steps.export import capture, checkpoint_at, exporter_digest, write_export
-from guardbake.steps.recheck import GOLDEN, RECIPE
+from guardbake.steps.recheck import GOLDEN
 from guardbake.steps.records import file_digest, read_record, tool_versions, write_record
 from guardbake.steps.rewrite import rewrite
 from guardbake.steps.staging import StagesBeside
@@ -264,19 +268,22 @@ class Bake(StagesBeside):
                     self.splits,
                     self.typography,
                     self.recipe.parity,
-                    {"candidate": runner(model), "tapped": runner(tapped)},
+                    parity.Candidate(
+                        model / DECODER, find_session("onnx"), runner(model), runner(tapped)
+                    ),
                     self.reporter.advance,
                 )
             write_record(folder / "parity.json", report.to_json())
-            save_golden(folder / GOLDEN, golden, spec.digest)
+            save_golden(folder / GOLDEN, golden)
 
         return self.stage("parity", key, build)
 
-    def behaviour(self, spec: GuardSpec) -> Path:
+    def behaviour(self, guarded: Path, exported: Path, spec: GuardSpec) -> Path:
         """behaviour.json."""
         from guardbake.steps import behaviour
 
         key: dict[str, JSON] = {
+            "decoder": guarded.name,
             "guard": spec.digest,
             "samples": self.splits.digests["test"],
             "behaviour": self.recipe.behaviour.model_dump(mode="json"),
@@ -284,26 +291,31 @@ class Bake(StagesBeside):
         }
 
         def build(folder: Path) -> None:
-            table, sensed = behaviour.measure(
-                self.vlm,
-                spec,
-                self.splits,
-                self.typography,
-                self.recipe.behaviour,
-                self.recipe.batch_size,
-                self.reporter.advance,
-            )
-            summary = behaviour.summarise(table, sensed, self.recipe.behaviour)
+            with together(guarded, exported, self.workspace.root) as model:
+                measured = behaviour.measure(
+                    self.vlm,
+                    spec,
+                    self.splits,
+                    self.typography,
+                    self.recipe.behaviour,
+                    self.recipe.batch_size,
+                    find_runner("onnx")(model),
+                    self.reporter.advance,
+                )
+            summary = behaviour.summarise(measured, self.recipe.behaviour)
             write_record(folder / "behaviour.json", summary)
 
         return self.stage("behaviour", key, build)
 
 
-def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
+def bake(
+    recipe_path: Path, out: Path, reporter: Reporter, suite: Suite | None = None
+) -> dict[str, Any]:
     """Bake the recipe into the bundle `out`; returns the certificate.
 
-    Fails closed: without a passing certificate nothing is published. Raises ParityError,
-    BehaviourError and whatever a stage raises; run again, it goes on at the stage that was cut.
+    suite: is told of every gate, passed or not. Fails closed: without a passing certificate nothing
+    is published. Raises ParityError, BehaviourError and whatever a stage raises; run again, it goes
+    on at the stage that was cut.
     """
     work = Bake(recipe_path, out, reporter)
     fitted, spec = work.fit()
@@ -311,7 +323,7 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
     guarded = work.rewrite(exported, spec)
     engine = work.engine(guarded, exported, spec)
     parity = work.parity(guarded, exported, spec)
-    behaviour = work.behaviour(spec)
+    behaviour = work.behaviour(guarded, exported, spec)
     reports = {
         "fit": read_record(fitted / "fit.json"),
         "rewrite": read_record(guarded / "rewrite.json"),
@@ -328,6 +340,8 @@ def bake(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]:
         "onnx": {n: file_digest(p) for n, p in files.items() if n.endswith(".onnx")},
     }
     gates = gates_of(work.recipe, reports)
+    if suite is not None:
+        suite.add(gates)
     content = certificate(work.recipe.name, gates, digests, reports)
     _stamp(work, content, files)
     require_pass(content)
@@ -357,5 +371,5 @@ def _publish(work: Bake, spec: GuardSpec, files: dict[str, Path], engine: Path |
     )
     work.reporter.begin("publish")
     started = time.monotonic()
-    publish(files, work.out, origins, verify_bundle)
+    publish(files, work.out, origins, verify_bundle, seal)
     work.reporter.end("publish", time.monotonic() - started, False)

@@ -22,6 +22,8 @@ EXPORTER_GROUP = "guardbake.exporters"
 RUNNER_GROUP = "guardbake.runners"
 ENGINE_GROUP = "guardbake.engines"
 SESSION_GROUP = "guardbake.sessions"
+REACHED, EDITED = "reached/", "edited/"
+"""Taps by site: what reaches a guard there, before any edit, and what an edit makes of it."""
 
 
 @dataclass(frozen=True)

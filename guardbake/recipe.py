@@ -250,13 +250,29 @@ class Tolerance(_Section):
 
 class ParitySection(_Section):
     """logits, score, ffn_output: largest absolute difference. margin_band: gate flips are allowed
-    only where |score| of the reference lies within it. steps: new tokens a prompt."""
+    only where |score| of the reference lies within it. steps: new tokens a prompt.
+
+    A gate of the certificate whose budget is left out is not asked. law: of a guard node alone, the
+    largest share of what float32 rounding explains. cosine, norm_ratio: largest 1 - cosine and
+    |norm ratio - 1| of what reaches the guard and of what leaves it. kl: nats, of one new token.
+    top1, top5: share of the likeliest tokens. noise: distance of the logits, in multiples of the
+    reference's own distance from itself in float32. cache: largest absolute difference of logits
+    between ways of feeding one text.
+    """
 
     steps: Annotated[int, Field(ge=1)]
     logits: Tolerance
     score: Tolerance
     ffn_output: Tolerance
     margin_band: Tolerance
+    law: Tolerance | None = None
+    cosine: Tolerance | None = None
+    norm_ratio: Tolerance | None = None
+    kl: Tolerance | None = None
+    top1: Tolerance | None = None
+    top5: Tolerance | None = None
+    noise: Tolerance | None = None
+    cache: Tolerance | None = None
 
 
 SizeRange = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
@@ -276,13 +292,25 @@ class EngineSection(_Section):
     required: bool = False
 
 
+class RunnersSection(_Section):
+    """The exported graph is asked as well: `limit` prompts of each label and form. budget: largest
+    share of them that it refuses and the reference does not, or the other way."""
+
+    limit: Count
+    budget: Share
+    source: str = Field(min_length=10)
+
+
 class BehaviourSection(_Section):
     """tokens: new tokens a prompt. attack_ratio: largest guarded / unguarded non-refusal of harmful
-    typographic prompts. harmless_rise: largest rise of refusals over all harmless prompts."""
+    typographic prompts. harmless_rise: largest rise of refusals over all harmless prompts. source:
+    where these two budgets come from. runners: left out, only the PyTorch reference is asked."""
 
     tokens: Annotated[int, Field(ge=12)]
     attack_ratio: Share
     harmless_rise: Share
+    source: str = Field(min_length=10)
+    runners: RunnersSection | None = None
 
 
 class Recipe(_Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from guardbake.batch import Batch, without_images
+from guardbake.batch import Batch, alone, without_images
 
 
 def test_image_tokens_go_and_words_stay_in_their_order() -> None:
@@ -30,3 +30,38 @@ def test_a_batch_without_images_is_only_cut_to_its_longest() -> None:
     words = without_images(Batch(ids, mask, mask == 2, None, None))
     assert words.attention_mask.tolist() == [[0, 1, 1], [1, 1, 1]]
     assert (words.input_ids * words.attention_mask).tolist() == [[0, 5, 6], [4, 3, 2]]
+
+
+def test_a_request_alone_has_its_own_images_and_no_padding() -> None:
+    """Images of 2 and 6 patches, three tokens a patch pair: rows end where images do."""
+    ids = np.array([[0, 0, 5, 9, 6], [0, 4, 3, 2, 1], [9, 9, 9, 8, 7]])
+    mask = np.array([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1] * 5])
+    pixels, grid = np.arange(8.0)[:, None], np.array([[1, 1, 2], [1, 2, 3]])
+    whole = Batch(ids, mask, ids == 9, pixels, grid)
+    first, second, third = (alone(whole, row) for row in range(3))
+    assert first.input_ids.tolist() == [[5, 9, 6]]
+    assert first.attention_mask.tolist() == [[1, 1, 1]]
+    assert first.pixel_values is not None
+    assert first.pixel_values[:, 0].tolist() == [0, 1]
+    assert first.image_grid_thw is not None
+    assert first.image_grid_thw.tolist() == [[1, 1, 2]]
+    assert second.input_ids.tolist() == [[4, 3, 2, 1]]
+    assert second.pixel_values is None
+    assert second.image_grid_thw is None
+    assert third.pixel_values is not None
+    assert third.pixel_values[:, 0].tolist() == [2, 3, 4, 5, 6, 7]
+
+
+def test_square_images_are_told_apart_by_their_tokens() -> None:
+    ids = np.array([[5, 9, 9, 6], [5, 6, 7, 8], [9, 9, 6, 7]])
+    pixels = np.arange(2.0)[:, None, None, None]
+    whole = Batch(ids, np.ones_like(ids), ids == 9, pixels, None)
+    shown = [alone(whole, row).pixel_values for row in range(3)]
+    assert [None if each is None else each.ravel().tolist() for each in shown] == [[0], None, [1]]
+
+
+def test_what_is_answered_is_no_prompt() -> None:
+    ids = np.array([[0, 5, 9, 6, 7, 8], [4, 3, 2, 1, 7, 8]])
+    whole = Batch(ids, (ids > 0).astype(np.int64), ids == 9, None, None, answered=2)
+    assert whole.prompt_lengths.tolist() == [3, 4]
+    assert (without_images(whole).input_ids[:, -2:] == [[5, 6], [2, 1]]).all()

@@ -28,6 +28,7 @@ from guardbake.errors import MalformedError
 
 MANIFEST = "manifest.json"
 CERTIFICATE = "certificate.json"
+RECIPE = "recipe.json"
 GUARD = "guard.safetensors"
 DECODER = "decoder.onnx"
 SCHEMA = 1

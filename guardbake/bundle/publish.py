@@ -46,16 +46,18 @@ def publish(
     out: Path,
     origins: Origins,
     check: Callable[[Path], object],
+    seal: Callable[[Path, Origins], Manifest] = manifest_of,
 ) -> Manifest:
     """Make `out` a bundle of `files` (source by relative name), and write its manifest.
 
     check: called with the complete folder before it gets its name; what it raises stops the
-    publishing. Pass `guardbake.bundle.verify.verify_bundle`. The sources may stand in `out` itself.
-    A bundle of ours at `out` is replaced and anything else there is left alone: UsageError. A kill
-    leaves the old bundle or the new one at `out`; if it falls between the two renames of the swap,
-    `out` is absent until the next `publish` or `recover` puts the old one back. Raises
-    ResourceFault if the disk is full, MalformedError if the files do not make a manifest; nothing
-    is left then.
+    publishing. Pass `guardbake.bundle.verify.verify_bundle`. seal: says what the manifest is, and
+    may add files; `guardbake.bundle.papers.seal` adds the bundle's papers. The sources may stand in
+    `out` itself. A bundle of ours at `out` is replaced and anything else there is left alone:
+    UsageError. A kill leaves the old bundle or the new one at `out`; if it falls between the two
+    renames of the swap, `out` is absent until the next `publish` or `recover` puts the old one
+    back. Raises ResourceFault if the disk is full, MalformedError if the files do not make a
+    manifest; nothing is left then.
     """
     out = Path(os.path.abspath(out))
     if out.parent.is_dir():
@@ -67,7 +69,7 @@ def publish(
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             copy_file(source, target)
-        manifest = manifest_of(folder, origins)
+        manifest = seal(folder, origins)
         write_manifest(folder, manifest)
         check(folder)
         flush(folder)

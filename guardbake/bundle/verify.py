@@ -25,11 +25,15 @@ from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
     GUARD,
+    RECIPE,
     EngineBuilt,
     Manifest,
     check_files,
     read_manifest,
 )
+from guardbake.bundle.papers import check_papers
+from guardbake.check.junit import Suite
+from guardbake.check.record import read_certificate
 from guardbake.errors import IntegrityError, MalformedError, SiteError, UsageError
 from guardbake.passes.verify import VerifyGuard
 from guardbake.spec import GuardSpec
@@ -78,10 +82,11 @@ class Bundle:
         return load_guard(self.folder / GUARD)
 
 
-def verify_bundle(folder: Path, full: bool = False) -> VerifyReport:
+def verify_bundle(folder: Path, full: bool = False, suite: Suite | None = None) -> VerifyReport:
     """Check manifest, files, guard pack, graphs, engines and certificate against each other.
 
     full: read every file again; otherwise files of 64 MB and more are compared by size alone.
+    suite: is told of each check; those behind the first that refuses are skipped.
     Raises UsageError if there is no such folder, IntegrityError at the first thing amiss in it.
     """
     if not folder.is_dir():
@@ -92,8 +97,7 @@ def verify_bundle(folder: Path, full: bool = False) -> VerifyReport:
             remedy="name the folder that was given to bake as -o",
         )
     bundle = Bundle(folder, full)
-    for name in CHECKS:
-        run_check(name, bundle)
+    _run_all(bundle, suite or Suite("verify"))
     return VerifyReport(
         files=len(bundle.manifest.files),
         rehashed=bundle.rehashed,
@@ -102,6 +106,19 @@ def verify_bundle(folder: Path, full: bool = False) -> VerifyReport:
         nodes=bundle.nodes,
         engine=isinstance(bundle.manifest.origins.engine, EngineBuilt),
     )
+
+
+def _run_all(bundle: Bundle, suite: Suite) -> None:
+    names = list(CHECKS)
+    for place, name in enumerate(names):
+        try:
+            run_check(name, bundle)
+        except IntegrityError as error:
+            suite.check(name, "failure", str(error))
+            for later in names[place + 1 :]:
+                suite.check(later, "skipped", f"{name} failed")
+            raise
+        suite.check(name, "", "as the manifest and the guard pack say")
 
 
 def run_check(name: str, bundle: Bundle) -> None:
@@ -136,6 +153,10 @@ def _check_pack(bundle: Bundle) -> None:
         )
 
 
+def _check_papers(bundle: Bundle) -> None:
+    check_papers(bundle.folder, bundle.manifest)
+
+
 def _check_data(bundle: Bundle) -> None:
     """Every graph can be read, and its external data lies whole beside it."""
     for name in bundle.manifest.onnx:
@@ -152,24 +173,26 @@ def _check_engine(bundle: Bundle) -> None:
 
 def _require_listed(folder: Path, manifest: Manifest) -> None:
     names = {entry.name for entry in manifest.files}
-    for name in (DECODER, GUARD):
+    for name in (DECODER, GUARD, RECIPE):
         if name not in names:
             _amiss(f"no {name}", f"a bundle with {name}", folder)
 
 
 def _check_certificate(bundle: Bundle) -> None:
-    """The certificate says pass, and says it of this guard and these graphs."""
+    """The certificate says pass, as its gates do, and is of this guard and these graphs."""
     path, manifest = bundle.folder / CERTIFICATE, bundle.manifest
     value: Any = parse(path.read_bytes(), str(path), _REMEDY)
-    if not isinstance(value, dict) or not isinstance(value.get("digests"), dict):
-        _amiss("no object `digests`", "a certificate that says what it is of", path)
-    if value.get("verdict") != "pass":
-        _amiss(f"verdict {value.get('verdict')!r:.40}", 'verdict "pass"', path)
-    digests = value["digests"]
-    for key, wanted in (("guard", manifest.origins.guard), ("onnx", manifest.onnx)):
-        if digests.get(key) != wanted:
+    said = read_certificate(value, str(path))
+    if said.verdict != "pass":
+        _amiss(f"verdict {said.verdict}", 'verdict "pass"', path)
+    for key, found, wanted in (
+        ("model", said.digests.model, manifest.origins.model),
+        ("guard", said.digests.guard, manifest.origins.guard),
+        ("onnx", said.digests.onnx, manifest.onnx),
+    ):
+        if found != wanted:
             _amiss(
-                f"a certificate of {key} {json.dumps(digests.get(key)):.120}",
+                f"a certificate of {key} {json.dumps(found):.120}",
                 f"one of {json.dumps(wanted):.120}",
                 path,
             )
@@ -187,6 +210,7 @@ CHECKS: Mapping[str, Callable[[Bundle], None]] = {
     "bytes": _check_bytes,
     "pack": _check_pack,
     "certificate": _check_certificate,
+    "papers": _check_papers,
     "data": _check_data,
     "presence": _check_presence,
     "engine": _check_engine,

@@ -1,13 +1,14 @@
 """Golden runs: feeds and the reference's answers in one safetensors file beside the engine.
 
 With them parity is checked again anywhere, without PyTorch and without the source model. They hold
-token ids and pixels of the recipe's parity prompts, nothing else of the samples.
+token ids and pixels of the recipe's parity prompts, a few activations, nothing else of the samples.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from guardbake.artifact import safetensors_bytes
 from guardbake.batch import Batch
+from guardbake.check.golden_vectors import GoldenVectors
 from guardbake.errors import MalformedError
 from guardbake.plugins import Trace
 
@@ -34,28 +36,55 @@ _TRACE = (
 )
 
 
-def save_golden(path: Path, runs: Mapping[str, tuple[Batch, Trace]], guard_digest: str) -> None:
-    """Write the runs by name; prefill logits of the last position only, taps not at all."""
+_REACHED = "vectors.reached."
+_VECTORS = ("mask", "image_mask", "scores")
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """runs: feeds and the reference's answers by name. vectors: what the guard's nodes are run on.
+
+    guard: digest of the guard they were made with. noise: the reference's distance from itself in
+    the candidate's precision, see `check.distribution.against_noise`.
+    """
+
+    runs: Mapping[str, tuple[Batch, Trace]]
+    vectors: GoldenVectors
+    guard: str
+    noise: float
+
+
+def save_golden(path: Path, golden: Golden) -> None:
+    """Write it; prefill logits of the last position only, taps not at all."""
     arrays: dict[str, Array] = {}
-    for name, (batch, trace) in runs.items():
+    for name, (batch, trace) in golden.runs.items():
         for key in _FEEDS:
             _put(arrays, f"{name}.feed.{key}", getattr(batch, key))
         for key in _TRACE:
             value = getattr(trace, key)
             _put(arrays, f"{name}.trace.{key}", value[:, -1:] if key == "prefill_logits" else value)
-    meta = {"guardbake.golden": json.dumps(list(runs)), "guard": guard_digest}
+    for key in _VECTORS:
+        _put(arrays, f"vectors.{key}", getattr(golden.vectors, key))
+    for site, vectors in golden.vectors.reached.items():
+        _put(arrays, f"{_REACHED}{site}", vectors)
+    meta = {
+        "guardbake.golden": json.dumps(list(golden.runs)),
+        "guard": golden.guard,
+        "noise": repr(golden.noise),
+    }
     path.write_bytes(safetensors_bytes(arrays, meta))
 
 
-def load_golden(path: Path) -> tuple[dict[str, tuple[Batch, Trace]], str]:
-    """The runs and the digest of the guard they were made with; MalformedError if unreadable."""
+def load_golden(path: Path) -> Golden:
+    """What `save_golden` wrote; MalformedError if it is unreadable."""
     try:
         with safe_open(str(path), framework="np") as file:
             meta = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         names: Sequence[str] = json.loads(meta["guardbake.golden"])
-        return {name: _run(arrays, name) for name in names}, meta["guard"]
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        runs = {name: _run(arrays, name) for name in names}
+        return Golden(runs, _vectors(arrays), meta["guard"], float(meta["noise"]))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise MalformedError(
             found=f"{type(error).__name__}: {error}",
             expected="golden runs as guardbake bake writes them",
@@ -79,3 +108,16 @@ def _run(arrays: Mapping[str, Array], name: str) -> tuple[Batch, Trace]:
         if seen[key] is None:
             raise KeyError(f"{name}.trace.{key}")
     return Batch(**feed), Trace(**seen, taps={})  # type: ignore[arg-type]
+
+
+def _vectors(arrays: Mapping[str, Array]) -> GoldenVectors:
+    return GoldenVectors(
+        {
+            name.removeprefix(_REACHED): array
+            for name, array in sorted(arrays.items())
+            if name.startswith(_REACHED)
+        },
+        arrays["vectors.mask"],
+        arrays["vectors.image_mask"],
+        arrays.get("vectors.scores"),
+    )

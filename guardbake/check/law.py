@@ -7,7 +7,7 @@ of taste: a sum of n products is off by at most about sqrt(n) u times their size
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from guardbake.passes.insert import (
     gate_output,
     text_input,
 )
-from guardbake.passes.probe import AFTER, BEFORE, READ
+from guardbake.plugins import EDITED, REACHED
 from guardbake.spec import Edit, GuardSpec, Sensor
 
 Array = npt.NDArray[Any]
@@ -42,20 +42,22 @@ _LARGEST = float(np.finfo(np.float16).max)
 @dataclass(frozen=True)
 class Agreement:
     """worst: the largest difference as a share of its limit, difference: itself. compared: how many
-    tokens or verdicts. Verdicts and what a closed gate lets through have no limit: they are equal.
+    tokens or verdicts. Verdicts and what a closed gate lets through have no limit, they are equal:
+    `exact`, and `worst` is 0 or infinite.
     """
 
     quantity: str
     worst: float
     difference: float
     compared: int
+    exact: bool = False
 
 
 def hold_to_law(spec: GuardSpec, seen: Arrays, feeds: Arrays, scored: bool) -> list[Agreement]:
     """Every edit, score and verdict of one call.
 
-    seen: what a probed graph gave (`passes.probe`) for `feeds`. scored: the thresholds are the
-    guard's own, so the scores can be compared. Raises ParityError at the first that disagrees.
+    seen: what a tapped graph gave (`passes.probe`) for `feeds`. scored: the thresholds are the
+    guard's own, so the scores can be compared.
     """
     found = []
     for gate, sensor in enumerate(spec.sensors):
@@ -67,10 +69,23 @@ def hold_to_law(spec: GuardSpec, seen: Arrays, feeds: Arrays, scored: bool) -> l
     return found + [each for edit in spec.edits for each in _edit(spec, edit, seen, feeds)]
 
 
+def require_agreement(found: Iterable[Agreement]) -> None:
+    """ParityError at the first that disagrees by more than rounding explains."""
+    for each in found:
+        if not each.worst <= 1:
+            seen = "other values" if each.exact else f"a difference of {each.difference:.3g}"
+            wanted = (
+                "the values that the law gives, exactly"
+                if each.exact
+                else f"at most a {each.worst:.3g}th of that, the rounding of float32"
+            )
+            raise _fault(f"{each.quantity}: {seen}", wanted)
+
+
 def _scores(
     spec: GuardSpec, gate: int, sensor: Sensor, scores: Array, seen: Arrays, feeds: Arrays
 ) -> list[Agreement]:
-    xs = [seen[f"{READ}{site}"].astype(np.float64) for site in sensor.sites]
+    xs = [seen[f"{REACHED}{site}"].astype(np.float64) for site in sensor.sites]
     wide = law.features(xs, sensor.readings)
     size = sum(
         (_norm(x) + _norm(r.centre)) * float(np.linalg.norm(r.directions))
@@ -113,7 +128,7 @@ def _verdicts(spec: GuardSpec, seen: Arrays, feeds: Arrays) -> list[Agreement]:
 
 
 def _edit(spec: GuardSpec, edit: Edit, seen: Arrays, feeds: Arrays) -> list[Agreement]:
-    y, after = seen[f"{BEFORE}{edit.site}"], seen[f"{AFTER}{edit.site}"]
+    y, after = seen[f"{REACHED}{edit.site}"], seen[f"{EDITED}{edit.site}"]
     opened = np.ones(y.shape[:-1], bool)
     if spec.sensors:
         opened = seen[gate_output(OPEN_OUT, edit.gate, spec)]
@@ -154,21 +169,14 @@ def _within(quantity: str, gap: Array, limit: Array) -> Agreement:
     size = np.abs(gap)
     share = np.where(np.isfinite(size), size / limit, np.inf)
     worst = float(share.max(initial=0.0))
-    if worst > 1:
-        _disagree(quantity, f"a difference of {size.flat[share.argmax()]:.3g}", limit, share)
     return Agreement(quantity, worst, float(size.max(initial=0.0)), size.size)
-
-
-def _disagree(quantity: str, found: str, limit: Array, share: Array) -> None:
-    most = np.broadcast_to(limit, share.shape).flat[share.argmax()]
-    raise _fault(f"{quantity}: {found}", f"at most {most:.3g}, the rounding of float32")
 
 
 def _equal(quantity: str, got: Array, wanted: Array) -> Agreement:
     """The same bits, so that a number that is none equals itself."""
-    if got.shape != wanted.shape or got.astype(wanted.dtype).tobytes() != wanted.tobytes():
-        raise _fault(f"{quantity}: other values", "the values that the law gives, exactly")
-    return Agreement(quantity, 0.0, 0.0, int(np.prod(got.shape[:1])))
+    same = got.shape == wanted.shape and got.astype(wanted.dtype).tobytes() == wanted.tobytes()
+    off = 0.0 if same else float("inf")
+    return Agreement(quantity, off, off, int(np.prod(got.shape[:1])), exact=True)
 
 
 def require_identical(got: Arrays, wanted: Arrays, names: Sequence[str]) -> Agreement:
@@ -176,7 +184,7 @@ def require_identical(got: Arrays, wanted: Arrays, names: Sequence[str]) -> Agre
     for name in names:
         if got[name].dtype != wanted[name].dtype:
             raise _fault(f"{name} in {got[name].dtype}", f"{wanted[name].dtype}")
-        _equal(f"{name} while the gate is closed", got[name], wanted[name])
+        require_agreement([_equal(f"{name} while the gate is closed", got[name], wanted[name])])
     return Agreement("outputs while every gate is closed", 0.0, 0.0, len(names))
 
 

@@ -64,7 +64,7 @@ def content(found: Records) -> tuple[str, list[str], list[Section]]:
     summary = []
     if found.certificate is not None:
         seen = "; ".join(
-            f"{gate.name} {'pass' if gate.passed else 'FAIL'}, {gate.detail}"
+            f"{gate.name} {'FAIL' if gate.status == 'fail' else gate.status}, {gate.detail}"
             for gate in found.certificate.gates
         )
         summary.append(f"Certificate: {found.certificate.verdict}. {seen}.")

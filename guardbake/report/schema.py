@@ -5,7 +5,7 @@ A value of another type, a number that is not finite and a missing key are error
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -247,7 +247,7 @@ class Diagnosis(_Record):
 
 class Gate(_Record):
     name: str
-    passed: bool
+    status: Literal["pass", "fail", "not asked"]
     detail: str
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,29 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake.diagnose.separability import area_under_curve
-from guardbake.evaluate.judges import judge
+from guardbake.evaluate.judges import Verdict, judge
 from guardbake.evaluate.table import GREEDY, Group, Table, table_of
 from guardbake.fit.gate import detection_at
-from guardbake.recipe import BehaviourSection
+from guardbake.plugins import Runner
+from guardbake.recipe import BehaviourSection, RunnersSection
 from guardbake.samples import SENSED, Form, Label, Sample
 from guardbake.spec import GuardSpec
 from guardbake.steps.fit import Advance
 from guardbake.steps.split import Splits
 from guardbake.vlm.behaviour import Questions
 from guardbake.vlm.load import Vlm
-from guardbake.vlm.requests import Typography
+from guardbake.vlm.requests import Typography, batches
+from guardbake.vlm.runner import end_ids
+
+
+@dataclass(frozen=True)
+class Measured:
+    """table: unguarded and guarded answers of the reference. sensed: of a gated guard, what its
+    sensors made of the prompts. runners: refusals runner by runner, if the recipe asks for it."""
+
+    table: Table
+    sensed: dict[str, Any] | None
+    runners: dict[str, Any] | None
 
 
 def measure(
@@ -30,11 +43,12 @@ def measure(
     typography: Typography,
     section: BehaviourSection,
     batch_size: int,
+    runner: Runner,
     advance: Advance,
-) -> tuple[Table, dict[str, Any] | None]:
+) -> Measured:
     """Every test prompt in every form, unguarded and guarded, greedy, judged by keywords.
 
-    Returns the table and, of a gated guard, what its sensors made of the prompts.
+    runner: of the exported graph, asked as far as the section says.
     """
     questions = Questions(
         vlm,
@@ -59,7 +73,68 @@ def measure(
         for (label, form), rows in _by_label_and_form(questions.samples).items()
     ]
     sensed = _sensed(questions.samples, questions.scores(spec)) if spec.sensors else None
-    return table_of(groups), sensed
+    said = [judge(text) for text in answers["guarded"]]
+    asked = None
+    if section.runners is not None:
+        rows = _first(questions.samples, section.runners.limit)
+        few = [questions.samples[row] for row in rows]
+        texts = answers_of(runner, vlm, few, typography, section.tokens, batch_size, advance)
+        verdicts = {"pytorch": [said[row] for row in rows], "onnx": [judge(t) for t in texts]}
+        asked = _beside(few, verdicts, section.runners)
+    return Measured(table_of(groups), sensed, asked)
+
+
+def answers_of(
+    runner: Runner,
+    vlm: Vlm,
+    samples: Sequence[Sample],
+    typography: Typography,
+    tokens: int,
+    batch_size: int,
+    advance: Advance,
+) -> list[str]:
+    """What a runner of the exported model answers, greedily, one text a sample."""
+    texts: list[str] = []
+    ends = sorted(end_ids(vlm))
+    for _, batch in batches(vlm, samples, typography, batch_size):
+        trace = runner.run(batch, tokens, keep_prefill=False)
+        said = [
+            ids[:length][~np.isin(ids[:length], ends)].tolist()
+            for ids, length in zip(trace.tokens, trace.lengths, strict=True)
+        ]
+        texts += vlm.processor.tokenizer.batch_decode(said, skip_special_tokens=True)
+        advance("the exported graph", len(texts), len(samples))
+    return texts
+
+
+def _first(samples: Sequence[Sample], limit: int) -> list[int]:
+    """The first `limit` of each label and form."""
+    rows = _by_label_and_form(samples).values()
+    return sorted(row for each in rows for row in each[:limit])
+
+
+def _beside(
+    samples: Sequence[Sample], verdicts: dict[str, list[Verdict]], section: RunnersSection
+) -> dict[str, Any]:
+    """Refusals of each runner by label and form, and how many answers are judged otherwise."""
+    refused = {name: [v == "refused" for v in found] for name, found in verdicts.items()}
+    rows = [
+        {
+            "label": label,
+            "form": form,
+            "total": len(own),
+            "refused": {name: sum(said[i] for i in own) for name, said in refused.items()},
+        }
+        for (label, form), own in _by_label_and_form(samples).items()
+    ]
+    differing = sum(a != b for a, b in zip(*refused.values(), strict=True))
+    return {
+        "names": list(verdicts),
+        "rows": rows,
+        "asked": len(samples),
+        "differing": differing,
+        **section.model_dump(mode="json"),
+    }
 
 
 def _sensed(samples: Sequence[Sample], scores: npt.NDArray[np.float32]) -> dict[str, Any]:
@@ -84,16 +159,17 @@ def _by_label_and_form(samples: Sequence[Sample]) -> dict[tuple[Label, Form], li
     return rows
 
 
-def summarise(
-    table: Table, sensed: dict[str, Any] | None, section: BehaviourSection
-) -> dict[str, Any]:
-    """The table, the two declared budgets and whether they hold, as JSON values."""
+def summarise(measured: Measured, section: BehaviourSection) -> dict[str, Any]:
+    """The table, the declared budgets and whether the first two hold, as JSON values."""
+    table = measured.table
     ratio = _attack_ratio(table)
     rises = {form: _harmless_rise(table, form) for form in SENSED}
     return {
         "table": table.to_json(),
         "markdown": table.to_markdown(),
-        "sensor": sensed,
+        "sensor": measured.sensed,
+        "runners": measured.runners,
+        "source": section.source,
         "attack_ratio": {"value": ratio, "budget": section.attack_ratio},
         "harmless_rise": {"value": rises, "budget": section.harmless_rise},
         "passed": ratio <= section.attack_ratio

@@ -125,7 +125,7 @@ def _papers(path: Path) -> dict[str, Fact]:
 def _certified(certificate: Mapping[str, Any]) -> Iterator[tuple[str, Fact]]:
     yield "verdict", certificate["verdict"]
     for gate in certificate["gates"]:
-        yield f"gate {gate['name']}", "pass" if gate["passed"] else "fail"
+        yield f"gate {gate['name']}", gate["status"]
     behaviour = certificate["figures"]["behaviour"]
     for row in behaviour["table"]["rows"]:
         for judged in ("refused", "degenerate"):

@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from guardbake.batch import Batch
 from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import DECODER
+from guardbake.check.comparison import Budgets, Comparison
+from guardbake.check.distribution import rms
+from guardbake.check.feeding import CHUNK, fed_otherwise, same_however_fed
+from guardbake.check.golden import Golden
+from guardbake.check.golden_vectors import golden_vectors
 from guardbake.check.parity import Pair, ParityReport, compare
-from guardbake.passes.tap import TapEdits
-from guardbake.plugins import Runner, Trace
+from guardbake.passes.probe import TapGuard
+from guardbake.plugins import OpenSession, Runner, Trace
 from guardbake.recipe import ParitySection
 from guardbake.samples import Form, Sample
 from guardbake.spec import GuardSpec
 from guardbake.steps.fit import Advance
+from guardbake.steps.nodes import hold_nodes
 from guardbake.steps.recheck import budgets_of
 from guardbake.steps.rewrite import load_graph
 from guardbake.steps.split import Splits
@@ -28,12 +36,11 @@ from guardbake.vlm.requests import Typography, batches
 from guardbake.vlm.runner import TorchRunner, in_float64
 
 BATCH = 12  # prompts at a time: all their prefill logits are kept, for five runs
-CHUNK = 7  # a prompt is also fed in pieces of this many tokens, which divides no usual length
 
 
 @contextmanager
 def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
-    """A folder with the same model, its guarded FFN outputs exposed; gone on exit.
+    """A folder with the same model, what reaches its guard and leaves it exposed; gone on exit.
 
     The weights are linked, not copied, and so must be on the file system of `beside`.
     """
@@ -42,7 +49,7 @@ def tapped(model_folder: Path, beside: Path) -> Iterator[Path]:
             if path.is_file() and path.name != DECODER:
                 os.link(path, folder / path.name)
         model = load_graph(model_folder / DECODER)
-        TapEdits()(model)
+        TapGuard()(model)
         ir.save(model, folder / DECODER)
         yield folder
 
@@ -55,21 +62,34 @@ def mixed(samples: Sequence[Sample]) -> list[Sample]:
     return [s for group in zip_longest(*by_form.values()) for s in group if s is not None]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What is held against the reference.
+
+    decoder: the shipped graph, whose guard nodes are run alone in `open_session`. shipped: runs it.
+    tapped: runs the same with its guarded sites exposed.
+    """
+
+    decoder: Path
+    open_session: OpenSession
+    shipped: Runner
+    tapped: Runner
+
+
 def measure(
     vlm: Vlm,
     spec: GuardSpec,
     splits: Splits,
     typography: Typography,
     section: ParitySection,
-    runners: Mapping[str, Runner],
+    candidate: Candidate,
     advance: Advance,
-) -> tuple[ParityReport, dict[str, tuple[Batch, Trace]]]:
+) -> tuple[ParityReport, Golden]:
     """Compare, and return the report with the runs that may serve as golden ones.
 
-    runners: "candidate" the shipped graph, "tapped" the same with its FFN outputs exposed. The
-    reference computes in float64, so that a difference is the candidate's own rounding.
+    The reference computes in float64, so that a difference is the candidate's own rounding.
     """
-    samples = mixed(splits.samples("parity"))
+    samples, budgets = mixed(splits.samples("parity")), budgets_of(section)
     reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
     pairs: list[Pair] = []
     golden: dict[str, tuple[Batch, Trace]] = {}
@@ -82,15 +102,37 @@ def measure(
                 Pair(
                     name,
                     truth,
-                    runners["tapped"].run(batch, steps, fed),
-                    runners["candidate"].run(batch, section.steps),
+                    candidate.tapped.run(batch, steps, fed),
+                    candidate.shipped.run(batch, section.steps),
                     undefended.run(batch, steps, fed),
                 )
             )
             if number == 0:
                 golden[name] = batch, truth
-                chunked = runners["tapped"].run(batch, steps, fed, chunk=CHUNK)
+                chunked = candidate.tapped.run(batch, steps, fed, chunk=CHUNK)
                 pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
             advance("parity", number * BATCH + len(some), len(samples))
-    gated = bool(spec.sensors)
-    return compare(pairs, budgets_of(section), gated), golden
+    found = _golden(spec, golden, reference)
+    more = hold_nodes(candidate.decoder, spec, found.vectors, candidate.open_session, budgets)
+    more += _however_fed(candidate.shipped, golden, budgets)
+    return compare(pairs, budgets, bool(spec.sensors), found.noise, more), found
+
+
+def _golden(
+    spec: GuardSpec, runs: Mapping[str, tuple[Batch, Trace]], reference: TorchRunner
+) -> Golden:
+    """The runs with vectors of the first, and how far from it float32 takes the reference."""
+    batch, truth = next(iter(runs.values()))
+    rounded = reference.run(batch, truth.tokens.shape[1], truth.tokens)
+    noise = rms(truth, rounded, np.ones(len(truth.tokens), bool))
+    return Golden(runs, golden_vectors(spec, batch, truth), spec.digest, noise)
+
+
+def _however_fed(
+    runner: Runner, runs: Mapping[str, tuple[Batch, Trace]], budgets: Budgets
+) -> list[Comparison]:
+    found = []
+    for batch, truth in runs.values():
+        whole = runner.run(batch, truth.tokens.shape[1], truth.tokens, keep_prefill=False)
+        found += same_however_fed(fed_otherwise(runner, batch, whole), whole, budgets)
+    return found

@@ -2,64 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from guardbake.artifact import load_guard
-from guardbake.batch import Batch
-from guardbake.bundle.manifest import GUARD
-from guardbake.check.golden import load_golden
-from guardbake.check.parity import Budget, Budgets, Pair, ParityReport, compare
+from guardbake.bundle.manifest import DECODER, GUARD, RECIPE
+from guardbake.check.comparison import Budget, Budgets
+from guardbake.check.feeding import fed_otherwise, same_however_fed
+from guardbake.check.golden import Golden, load_golden
+from guardbake.check.parity import Pair, compare
 from guardbake.errors import IntegrityError
-from guardbake.plugins import Runner, RunnerFactory, Trace
-from guardbake.recipe import ParitySection, Tolerance
-from guardbake.steps.certify import require_parity
+from guardbake.plugins import OpenSession, RunnerFactory
+from guardbake.recipe import ParitySection
+from guardbake.spec import GuardSpec
+from guardbake.steps.nodes import hold_nodes
 from guardbake.steps.records import read_record
 
-GOLDEN, RECIPE = "golden.safetensors", "recipe.json"
+GOLDEN = "golden.safetensors"
 
 
 def budgets_of(section: ParitySection) -> Budgets:
-    def budget(tolerance: Tolerance) -> Budget:
-        return Budget(tolerance.budget, tolerance.source)
-
-    return Budgets(
-        budget(section.score),
-        budget(section.ffn_output),
-        budget(section.logits),
-        budget(section.margin_band),
-    )
+    """Every budget that the section declares."""
+    declared = {
+        name: Budget(tolerance.budget, tolerance.source)
+        for name in (field.name for field in fields(Budgets))
+        if (tolerance := getattr(section, name)) is not None
+    }
+    return Budgets(**declared)
 
 
-def recheck(bundle: Path, runner: RunnerFactory) -> dict[str, Any]:
+def recheck(bundle: Path, runner: RunnerFactory, open_session: OpenSession) -> dict[str, Any]:
     """Run the golden feeds through `runner(bundle)` and compare; returns the report.
 
-    The bundle's bytes are not verified here: an altered graph is judged by what it computes.
-    Raises ParityError if a budget is broken, MalformedError if the bundle lacks what it needs.
+    The guard's nodes are run alone as well, on the golden vectors. The bundle's bytes are not
+    verified here: an altered graph is judged by what it computes; whether all of it passed is in
+    the report, see `require_parity`. Raises MalformedError if the bundle lacks what it needs,
+    IntegrityError if its golden runs are of another guard.
     """
-    spec = load_guard(bundle / GUARD)
-    runs, guard = load_golden(bundle / GOLDEN)
-    if guard != spec.digest:
+    spec, golden, budgets = read_golden(bundle)
+    found = hold_nodes(bundle / DECODER, spec, golden.vectors, open_session, budgets)
+    running = runner(bundle)
+    pairs = []
+    for name, (batch, truth) in golden.runs.items():
+        steps = truth.tokens.shape[1]
+        forced = running.run(batch, steps, truth.tokens, keep_prefill=False)
+        free = running.run(batch, steps, keep_prefill=False)
+        pairs.append(Pair(name, truth, forced, free, None))
+        found += same_however_fed(fed_otherwise(running, batch, forced), forced, budgets)
+    return compare(pairs, budgets, bool(spec.sensors), golden.noise, found).to_json()
+
+
+def read_golden(bundle: Path) -> tuple[GuardSpec, Golden, Budgets]:
+    """A bundle's guard, what it was seen to do, and the budgets that its recipe declares."""
+    spec, golden = load_guard(bundle / GUARD), load_golden(bundle / GOLDEN)
+    if golden.guard != spec.digest:
         raise IntegrityError(
-            found=f"golden runs of guard {guard[:12]}",
+            found=f"golden runs of guard {golden.guard[:12]}",
             expected=f"runs of guard {spec.digest[:12]}",
             where=str(bundle / GOLDEN),
             remedy="bake again",
         )
     section = ParitySection.model_validate(read_record(bundle / RECIPE).get("parity"))
-    report = _measure(runs, runner(bundle), budgets_of(section), bool(spec.sensors))
-    require_parity(report.to_json())
-    return report.to_json()
-
-
-def _measure(
-    runs: Mapping[str, tuple[Batch, Trace]], runner: Runner, budgets: Budgets, gated: bool
-) -> ParityReport:
-    pairs = []
-    for name, (batch, truth) in runs.items():
-        steps = truth.tokens.shape[1]
-        forced = runner.run(batch, steps, truth.tokens, keep_prefill=False)
-        free = runner.run(batch, steps, keep_prefill=False)
-        pairs.append(Pair(name, truth, forced, free, None))
-    return compare(pairs, budgets, gated)
+    return spec, golden, budgets_of(section)

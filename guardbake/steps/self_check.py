@@ -20,6 +20,7 @@ import onnx_ir as ir
 from guardbake.check.law import (
     Agreement,
     hold_to_law,
+    require_agreement,
     require_finite,
     require_identical,
     require_moved,
@@ -27,7 +28,7 @@ from guardbake.check.law import (
 from guardbake.errors import EnvironmentFault
 from guardbake.passes.branches import decoders
 from guardbake.passes.carry import Slot, bare
-from guardbake.passes.probe import ProbeGuard
+from guardbake.passes.probe import FreeThresholds, TapGuard
 from guardbake.passes.stand_in import StandIn
 from guardbake.plugins import OpenSession, Session, find_session
 from guardbake.spec import GuardSpec
@@ -81,7 +82,8 @@ def self_check(
         bare(guarded)
     thresholds: dict[str, Array] = {}
     for _, decoder in decoders(guarded):
-        freed = ProbeGuard()(decoder).thresholds
+        TapGuard()(decoder)
+        freed = FreeThresholds()(decoder)
         thresholds |= {name: tensor.numpy() for name, tensor in freed.items()}
     feeds = Feeds(plain.graph.inputs, vocabulary, head_size)
     still = _decode(open_session(_bytes(plain), data), feeds, {})
@@ -92,7 +94,9 @@ def self_check(
         calls = _decode(session, Feeds(guarded.graph.inputs, vocabulary, head_size), forced)
         for (given, seen), (_, before) in zip(calls, still, strict=True):
             require_finite(seen, "logits")
-            found += hold_to_law(spec, seen, given, scored=mode == "own")
+            agreements = hold_to_law(spec, seen, given, scored=mode == "own")
+            require_agreement(agreements)
+            found += agreements
             if mode == "shut":
                 found.append(require_identical(seen, before, names))
         if mode == "open" or not spec.sensors:

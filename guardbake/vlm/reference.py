@@ -30,8 +30,9 @@ class TorchGuard:
     to call (-n undecided until real token n, 0 undecided until the end of the call, then 1 and
     2**g for each open gate g), `memory` [B, 3] float64 what a pooling sensor needs of earlier calls
     (sum over image tokens, their number, real tokens fed). After a call: `scores`, one [B, S] a
-    gate in float32 or wider, `opens`, one [B, S] bool a gate, and `edited[site]` [B, S, d] are what
-    the guard saw and did. A guard with `replace` edits wants `hear` before its first call.
+    gate in float32 or wider, `opens`, one [B, S] bool a gate, `reached[site]` and `edited[site]`
+    [B, S, d] are what the guard saw and did. A guard with `replace` edits wants `hear` before its
+    first call.
     """
 
     def __init__(self, spec: GuardSpec, state: Tensor) -> None:
@@ -42,6 +43,7 @@ class TorchGuard:
         self.image_mask = torch.zeros(len(state), 0, dtype=torch.bool)
         self.scores: list[Tensor] = []
         self.opens: list[Tensor] = []
+        self.reached: dict[Site, Tensor] = {}
         self.edited: dict[Site, Tensor] = {}
         self.text: dict[Site, Tensor] = {}
         self._edits = [(edit, _EditTensors(edit)) for edit in spec.edits]
@@ -50,6 +52,7 @@ class TorchGuard:
 
     def read(self, gate: int, reading: Reading, x: Tensor) -> None:
         """Take features of a gate's sensor from x [B, S, d]; its last reading of a call decides."""
+        self.reached[reading.site] = x
         x = _wide(x)
         directions = torch.tensor(reading.directions, dtype=x.dtype)
         features = (x - torch.tensor(reading.centre, dtype=x.dtype)) @ directions
@@ -131,6 +134,7 @@ class TorchGuard:
 
     def edit(self, edit: Edit, tensors: _EditTensors, y: Tensor) -> Tensor:
         """y [B, S, d] with the edit where the gate is open, in y's dtype."""
+        self.reached[edit.site] = y
         full = torch.finfo(y.dtype)
         text = self.text.get(edit.site)
         edited = tensors.apply(edit, _wide(y), text).clamp(full.min, full.max).to(y.dtype)

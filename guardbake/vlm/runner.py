@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from guardbake.batch import Batch
-from guardbake.plugins import Trace, first_end
+from guardbake.plugins import EDITED, REACHED, Trace, first_end
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.load import Vlm
@@ -29,11 +29,6 @@ from guardbake.vlm.reference import TorchGuard, on_site
 Array = npt.NDArray[Any]
 Pick = Callable[[Tensor, int], Tensor]
 """Chooses a token [B] of each row from its logits [B, V], at step 0, 1, ... of the answer."""
-
-
-def tap_name(site: Site) -> str:
-    """What a trace calls the guarded FFN output of a site."""
-    return f"edited/{site}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +232,7 @@ class TorchRunner:
         chunk: int | None = None,
         keep_prefill: bool = True,
     ) -> Trace:
-        """See `Runner.run`. taps hold the guarded FFN output of every edited site."""
+        """See `Runner.run`. taps hold what reached every site read or edited, and every edit."""
         session = Session(self.vlm, prepare(self.vlm, batch), self.spec)
         length = batch.input_ids.shape[1]
         record = _Record(session)
@@ -314,7 +309,7 @@ class _Record:
         self.session = session
         self.scores: list[Tensor] = []
         self.opens: list[Tensor] = []
-        self.edited: dict[Site, list[Tensor]] = {}
+        self.seen: dict[str, list[Tensor]] = {}
 
     def see(self) -> None:
         guard = self.session.guard
@@ -323,8 +318,9 @@ class _Record:
         if guard.scores:
             self.scores.append(torch.stack(guard.scores, -1))
             self.opens.append(torch.stack(guard.opens, -1))
-        for site, tensor in guard.edited.items():
-            self.edited.setdefault(site, []).append(tensor)
+        for prefix, tensors in ((REACHED, guard.reached), (EDITED, guard.edited)):
+            for site, tensor in tensors.items():
+                self.seen.setdefault(f"{prefix}{site}", []).append(tensor)
 
     def joined(self, parts: list[Tensor]) -> Array | None:
         return torch.cat(parts, 1).numpy() if parts else None
@@ -336,6 +332,4 @@ class _Record:
         return guard.state.numpy()
 
     def taps(self) -> dict[str, Array]:
-        return {
-            tap_name(s): torch.cat(parts, 1).float().numpy() for s, parts in self.edited.items()
-        }
+        return {name: torch.cat(parts, 1).float().numpy() for name, parts in self.seen.items()}

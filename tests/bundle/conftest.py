@@ -20,6 +20,8 @@ from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 
+from tests.certificates import small_certificate
+
 WIDTH, LAYERS, VOCABULARY = 16, 3, 24
 
 
@@ -74,11 +76,11 @@ def origins(spec: GuardSpec) -> Origins:
     )
 
 
-def write_certificate(folder: Path, guard: str, verdict: str = "pass") -> None:
+def write_certificate(folder: Path, model: str, guard: str) -> None:
     onnx = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.onnx")
     }
-    content = {"verdict": verdict, "digests": {"guard": guard, "onnx": onnx}}
+    content = small_certificate(model, guard, onnx)
     (folder / "certificate.json").write_text(json.dumps(content, sort_keys=True))
 
 
@@ -94,7 +96,8 @@ def sources(tmp_path: Path, spec: GuardSpec) -> dict[str, Path]:
     InsertGuard(spec)(model)
     ir.save(model, folder / "decoder.onnx")
     save_guard(spec, folder / "guard.safetensors")
-    write_certificate(folder, spec.digest)
+    write_certificate(folder, spec.model.digest, spec.digest)
+    (folder / "recipe.json").write_text('{"name": "small"}')
     return {path.name: path for path in sorted(folder.iterdir())}
 
 

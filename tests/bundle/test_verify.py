@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from guardbake.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
+from guardbake.bundle.papers import seal
 from guardbake.bundle.publish import publish
 from guardbake.bundle.verify import verify_bundle
 from guardbake.errors import IntegrityError, UsageError
@@ -35,7 +36,7 @@ Certify = Callable[..., None]
 @pytest.fixture
 def bundle(sources: dict[str, Path], tmp_path: Path, origins: Origins) -> Path:
     """A sound bundle, published through the check itself."""
-    publish(sources, tmp_path / "build" / "demo", origins, verify_bundle)
+    publish(sources, tmp_path / "build" / "demo", origins, verify_bundle, seal)
     return tmp_path / "build" / "demo"
 
 
@@ -45,8 +46,8 @@ def mend(certify: Certify) -> Callable[[Path], None]:
 
     def apply(bundle: Path) -> None:
         origins = read_manifest(bundle).origins
-        certify(bundle, origins.guard)
-        write_manifest(bundle, manifest_of(bundle, origins))
+        certify(bundle, origins.model, origins.guard)
+        write_manifest(bundle, seal(bundle, origins))
 
     return apply
 
@@ -61,7 +62,7 @@ def refused(bundle: Path, text: str) -> None:
 def test_a_sound_bundle(bundle: Path, spec: GuardSpec) -> None:
     report = verify_bundle(bundle, full=True)
     assert report.guard == spec.digest
-    assert (report.files, report.rehashed, report.engine) == (6, 6, False)
+    assert (report.files, report.rehashed, report.engine) == (9, 9, False)
     assert report.size == sum(p.stat().st_size for p in bundle.iterdir() if p.name != MANIFEST)
     assert len(report.nodes) == 4
     assert verify_bundle(bundle) == report
@@ -200,12 +201,27 @@ def test_a_link_inside(bundle: Path) -> None:
     refused(bundle, r"decoder\.onnx\.data, a symbolic link")
 
 
+def fail_openly(content: dict[str, Any]) -> None:
+    """A sound certificate of a bake that failed."""
+    content["gates"][0]["status"] = content["levels"]["graph"] = content["verdict"] = "fail"
+
+
+def fail_a_comparison(content: dict[str, Any]) -> None:
+    content["figures"]["parity"]["comparisons"][0]["passed"] = False
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda c: c.update(verdict="fail"), "verdict 'fail'"),
-        (lambda c: c.pop("verdict"), "verdict None"),
-        (lambda c: c.update(digests=[]), "no object `digests`"),
+        (lambda c: fail_openly(c), "verdict fail"),
+        (lambda c: c.update(verdict="fail"), "verdict or levels that the gates do not bear out"),
+        (lambda c: c["gates"][0].update(status="fail"), "that the gates do not bear out"),
+        (lambda c: fail_a_comparison(c), "gates .'logits'. that a comparison says have failed"),
+        (lambda c: c["gates"][1].update(level="cache"), "does not stand on the level cache"),
+        (lambda c: c.pop("verdict"), "verdict: Field required"),
+        (lambda c: c.update(digests=[]), "digests: Input should be"),
+        (lambda c: c.update(extra=1), "extra: Extra inputs"),
+        (lambda c: c["digests"].update(model="0" * 63 + "1"), "a certificate of model"),
         (lambda c: c["digests"].update(guard="0" * 64), "a certificate of guard"),
         (lambda c: c["digests"]["onnx"].pop("vision.onnx"), "a certificate of onnx"),
         (lambda c: c["digests"]["onnx"].update({"decoder.onnx": "0" * 64}), "certificate of onnx"),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from guardbake.batch import Batch
-from guardbake.check.golden import load_golden, save_golden
+from guardbake.check.golden import Golden, load_golden, save_golden
+from guardbake.check.golden_vectors import GoldenVectors
 from guardbake.errors import MalformedError
 from guardbake.plugins import Trace
 
@@ -31,13 +32,26 @@ def _run() -> tuple[Batch, Trace]:
     return batch, trace
 
 
+def _golden() -> Golden:
+    """One run, and vectors of one site of a guard without a gate."""
+    mask = np.ones((2, 9), np.int64)
+    reached = {"layers.0.ffn_output": np.ones((2, 9, 4), np.float32)}
+    vectors = GoldenVectors(reached, mask, mask == 0, None)
+    return Golden({"batch 0": _run()}, vectors, "f" * 64, 1e-6)
+
+
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "golden.safetensors"
     batch, trace = _run()
-    save_golden(path, {"batch 0": (batch, trace)}, "f" * 64)
-    runs, guard = load_golden(path)
-    again, seen = runs["batch 0"]
-    assert guard == "f" * 64
+    save_golden(path, _golden())
+    found = load_golden(path)
+    again, seen = found.runs["batch 0"]
+    assert (found.guard, found.noise) == ("f" * 64, 1e-6)
+    assert found.vectors.scores is None
+    shapes = {site: x.shape for site, x in found.vectors.reached.items()}
+    assert shapes == {"layers.0.ffn_output": (2, 9, 4)}
+    assert found.vectors.mask.sum() == 18
+    assert not found.vectors.image_mask.any()
     assert np.array_equal(again.input_ids, batch.input_ids)
     assert again.pixel_values is None
     assert np.array_equal(seen.step_logits, trace.step_logits)
@@ -49,14 +63,14 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_the_same_runs_are_the_same_bytes(tmp_path: Path) -> None:
     """Often enough: a random order of two entries is the same 12 times in 2000 cases only."""
     for name in "ab" * 6:
-        save_golden(tmp_path / name, {"batch 0": _run()}, "f" * 64)
+        save_golden(tmp_path / name, _golden())
         assert (tmp_path / name).read_bytes() == (tmp_path / "a").read_bytes()
 
 
 @pytest.mark.parametrize("keep", [0, 9, 200])
 def test_a_truncated_file_is_malformed(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "golden.safetensors"
-    save_golden(path, {"batch 0": _run()}, "f" * 64)
+    save_golden(path, _golden())
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(MalformedError):
         load_golden(path)

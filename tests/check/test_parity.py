@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from guardbake.check.parity import Budget, Budgets, Pair, ParityReport, compare
+from guardbake.check.comparison import Budget, Budgets
+from guardbake.check.parity import Pair, ParityReport, compare
 from guardbake.plugins import Trace
 
 BUDGETS = Budgets(
@@ -196,3 +197,23 @@ def test_infinities_survive_as_text_in_json() -> None:
     worst = {row["quantity"]: row["worst"] for row in report["comparisons"]}
     assert worst["logits, prefill"] == "inf"
     assert report["passed"] is False
+
+
+def test_the_histogram_counts_every_margin_once() -> None:
+    found = _compare(_trace())
+    counts = {str(each["above"]): each["decisions"] for each in found.histogram}
+    assert sum(each or 0 for each in counts.values()) == found.decisions
+    assert counts["1.0"] == found.decisions  # margins of 1 and 2
+
+
+def test_what_has_no_budget_is_not_compared() -> None:
+    gates = {c.gate for c in _compare(_trace()).comparisons}
+    assert not gates & {"kl", "top-1", "top-5", "noise", "cosine", "norm ratio"}
+
+
+def test_noise_that_was_not_measured_is_no_pass() -> None:
+    budgets = replace(BUDGETS, noise=Budget(4.0, "a test's own"))
+    pair = Pair("batch 0", _trace(), _trace(), _trace(), None)
+    for floor, passes in ((None, False), (0.0, False), (1e-6, True)):
+        report = compare([pair], budgets, True, floor)
+        assert [c.passed for c in report.comparisons if c.gate == "noise"] == [passes]

@@ -18,16 +18,18 @@ from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
     GUARD,
+    RECIPE,
     EngineBuilt,
     Manifest,
     Origins,
-    manifest_of,
     write_manifest,
 )
+from guardbake.bundle.papers import seal
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 
+from tests.certificates import small_certificate
 from tests.fuzz.targets import NAMES, RECORD
 
 ROUND = 5000  # cases under one seed: hypothesis remembers them all while a round lasts
@@ -121,9 +123,10 @@ def sound(spec: GuardSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         "guard": [{"node": node, "layers": ["layer"]} for node in nodes],
     }
     (folder / RECORD).write_text(json.dumps(record))
-    digests = {"guard": spec.digest, "onnx": {DECODER: graph.sha256}}
-    (folder / CERTIFICATE).write_text(json.dumps({"verdict": "pass", "digests": digests}))
+    said = small_certificate(spec.model.digest, spec.digest, {DECODER: graph.sha256})
+    (folder / CERTIFICATE).write_text(json.dumps(said))
     origins = Origins(spec.model.digest, {"fit": "1" * 64}, spec.digest, EngineBuilt((RECORD,)))
-    manifest = manifest_of(folder, origins)
+    (folder / RECIPE).write_text('{"name": "small"}')
+    manifest = seal(folder, origins)
     write_manifest(folder, manifest)
     return folder, manifest

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from guardbake.bundle.files import describe
-from guardbake.bundle.manifest import manifest_of, read_manifest, write_manifest
+from guardbake.bundle.manifest import read_manifest, write_manifest
+from guardbake.bundle.papers import seal
 
 from tests.bakes import TINY, Baked
 
@@ -120,5 +121,5 @@ def older(baked: Baked, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound bundle of ours that differs from the one that is baked."""
     folder = Path(shutil.copytree(baked.bundle, tmp_path_factory.mktemp("older") / "bundle"))
     origins = read_manifest(folder).origins
-    write_manifest(folder, manifest_of(folder, replace(origins, tools={"guardbake": "0.0.1"})))
+    write_manifest(folder, seal(folder, replace(origins, tools={"guardbake": "0.0.1"})))
     return folder

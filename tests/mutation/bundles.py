@@ -20,10 +20,10 @@ from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
     GUARD,
-    manifest_of,
     read_manifest,
     write_manifest,
 )
+from guardbake.bundle.papers import seal
 
 Plant = Callable[[Path], None]
 DATA = f"{DECODER}.data"
@@ -52,7 +52,7 @@ def mend(bundle: Path, guard: str | None = None, record: bool = True) -> None:
     onnx = {path.name: describe(bundle, path.name).sha256 for path in bundle.glob("*.onnx")}
     digests = {"guard": origins.guard, "onnx": onnx}
     rewrite_json(bundle / CERTIFICATE, lambda c: c["digests"].update(digests))
-    write_manifest(bundle, manifest_of(bundle, origins))
+    write_manifest(bundle, seal(bundle, origins))
 
 
 @contextmanager

@@ -8,15 +8,24 @@ from typing import Generic, Literal, TypeVar
 
 Subject = TypeVar("Subject")
 Place = Literal[
-    "fit", "pack", "graph", "weights", "engine record", "certificate", "golden runs", "manifest"
+    "fit",
+    "pack",
+    "graph",
+    "weights",
+    "engine record",
+    "certificate",
+    "golden runs",
+    "papers",
+    "manifest",
+    "runs",
 ]
 
 
 @dataclass(frozen=True)
 class Fault(Generic[Subject]):
     """gate: the name of the gate that must be the first to refuse. plant: does the harm in place,
-    to a `FitCase` or to a bundle's folder. Faults in packs and graphs, and those called mended,
-    have certificate and manifest written again around them: digests alone do not tell.
+    to a `FitCase`, a `RunCase` or a bundle's folder. Faults in packs and graphs, and those called
+    mended, have certificate and manifest written again around them: digests alone do not tell.
     """
 
     name: str

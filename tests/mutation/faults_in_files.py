@@ -1,4 +1,4 @@
-"""Faults in weights, engine record, certificate, golden runs and manifest of a bundle."""
+"""Faults in weights, engine record, certificate, golden runs, papers and manifest of a bundle."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from guardbake.bundle.manifest import (
     read_manifest,
     write_manifest,
 )
+from guardbake.bundle.papers import PROVENANCE, SBOM
 from guardbake.site import Site
 from guardbake.steps.recheck import GOLDEN
 
@@ -179,7 +180,7 @@ def other_engine(bundle: Path) -> None:
 
 def no_record(bundle: Path) -> None:
     (bundle / RECORD).write_text("[]")
-    write_manifest(bundle, manifest_of(bundle, read_manifest(bundle).origins))
+    mend(bundle, record=False)
 
 
 ENGINE: tuple[Fault[Path], ...] = tuple(
@@ -210,12 +211,27 @@ def in_certificate(change: Callable[[dict[str, Any]], object]) -> Plant:
     return plant
 
 
-def golden_of_another_guard(bundle: Path) -> None:
-    arrays = load_file(bundle / GOLDEN)
+def rewrite_golden(bundle: Path, arrays: dict[str, np.ndarray], **meta: str) -> None:
     data = (bundle / GOLDEN).read_bytes()
-    meta = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-    save_file(arrays, bundle / GOLDEN, meta | {"guard": "0" * 64})
+    before = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    save_file(load_file(bundle / GOLDEN) | arrays, bundle / GOLDEN, before | meta)
     mend(bundle)
+
+
+def golden_of_another_guard(bundle: Path) -> None:
+    rewrite_golden(bundle, {}, guard="0" * 64)
+
+
+def in_golden(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Plant:
+    def plant(bundle: Path) -> None:
+        array = load_file(bundle / GOLDEN)[name]
+        rewrite_golden(bundle, {name: change(array.reshape(-1)).reshape(array.shape)})
+
+    return plant
+
+
+def moved(array: np.ndarray) -> np.ndarray:
+    return array + np.float32(0.01)
 
 
 CERTIFIED: tuple[Fault[Path], ...] = (
@@ -231,8 +247,55 @@ CERTIFIED: tuple[Fault[Path], ...] = (
         "of other graphs", "certificate", "certificate",
         in_certificate(lambda c: c["digests"]["onnx"].update({DECODER: "0" * 64})),
     ),
-    Fault("of another guard", "golden runs", "parity", golden_of_another_guard),
+    Fault("of another guard", "golden runs", "canary", golden_of_another_guard),
+    Fault("a recorded score moved", "golden runs", "canary", in_golden("vectors.scores", moved)),
+    Fault(
+        "NaN in a golden vector", "golden runs", "canary",
+        in_golden("vectors.reached.layers.4.ffn_output", lambda a: a * np.float32(np.nan)),
+    ),
+    Fault(
+        "logits of another run", "golden runs", "parity",
+        in_golden("batch 0.trace.step_logits", moved),
+    ),
 )  # fmt: skip
+
+
+# ---- papers
+
+
+def in_paper(name: str, change: Callable[[dict[str, Any]], object]) -> Plant:
+    def plant(bundle: Path) -> None:
+        rewrite_json(bundle / name, change)
+        write_manifest(bundle, manifest_of(bundle, read_manifest(bundle).origins))
+
+    return plant
+
+
+def no_provenance(bundle: Path) -> None:
+    (bundle / PROVENANCE).unlink()
+    write_manifest(bundle, manifest_of(bundle, read_manifest(bundle).origins))
+
+
+PAPERS: tuple[Fault[Path], ...] = tuple(
+    Fault(name, "papers", "papers", plant)
+    for name, plant in {
+        "a component left out, mended": in_paper(SBOM, lambda c: c["components"].pop()),
+        "a better figure, mended": in_paper(
+            SBOM,
+            lambda c: c["metadata"]["component"]["modelCard"]["quantitativeAnalysis"][
+                "performanceMetrics"
+            ][0].update(value="1.0000"),
+        ),
+        "another source model, mended": in_paper(
+            PROVENANCE,
+            lambda c: c["predicate"]["buildDefinition"]["resolvedDependencies"][0].update(
+                digest={"guardbakeModel": "0" * 64}
+            ),
+        ),
+        "another recipe, mended": in_paper("recipe.json", lambda c: c.update(batch_size=1)),
+        "no provenance, mended": no_provenance,
+    }.items()
+)
 
 
 # ---- manifest
@@ -295,4 +358,4 @@ MANIFESTS: tuple[Fault[Path], ...] = (
     Fault("chain of another guard, mended", "manifest", "pack", other_guard),
     Fault("chain of another model, mended", "manifest", "pack", other_model),
 )
-FAULTS: tuple[Fault[Path], ...] = (*WEIGHTS, *ENGINE, *CERTIFIED, *MANIFESTS)
+FAULTS: tuple[Fault[Path], ...] = (*WEIGHTS, *ENGINE, *CERTIFIED, *PAPERS, *MANIFESTS)

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from guardbake.bundle.verify import CHECKS, Bundle, run_check
+from guardbake.check.junit import Suite
 from guardbake.errors import GuardbakeError
 from guardbake.fit.sign_test import Budget, Outcome, choose
-from guardbake.plugins import find_runner
+from guardbake.plugins import find_runner, find_session
 from guardbake.samples.splits import prove_disjoint
+from guardbake.steps.canary import run_canaries
+from guardbake.steps.certify import require_parity
 from guardbake.steps.recheck import recheck
 
 from tests.mutation.faults_in_fit import FitCase
+from tests.mutation.faults_in_runs import RunCase
 
 Subject = TypeVar("Subject")
 Gates: TypeAlias = Mapping[str, Callable[[Subject], object]]
@@ -33,10 +37,19 @@ def gates_of_fitting(
 
 
 def gates_of_a_bundle(folder: Path) -> Gates[Path]:
-    """The checks of `guardbake verify`, then `guardbake parity`."""
+    """The checks of `guardbake verify`, its canaries, then `guardbake parity`."""
     bundle = Bundle(folder)
     checks = {name: lambda _, name=name: run_check(name, bundle) for name in CHECKS}
-    return {**checks, "parity": partial(recheck, runner=find_runner("onnx"))}
+    return {**checks, "canary": partial(run_canaries, suite=Suite("verify")), "parity": rerun}
+
+
+def rerun(folder: Path) -> None:
+    require_parity(recheck(folder, find_runner("onnx"), find_session("onnx")))
+
+
+def failed_gates(case: RunCase) -> list[str]:
+    """The gates of a certificate that fail, in their order."""
+    return [gate.name for gate in case.certify() if gate.status == "fail"]
 
 
 def first_refusal(gates: Gates[Subject], subject: Subject) -> tuple[str, int]:

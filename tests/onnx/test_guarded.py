@@ -19,7 +19,7 @@ import torch
 from guardbake.batch import Batch
 from guardbake.check.parity import Budget, Budgets, Pair, compare
 from guardbake.passes.insert import InsertGuard
-from guardbake.passes.tap import TapEdits
+from guardbake.passes.probe import TapGuard
 from guardbake.passes.verify import VerifyGuard
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, Profile, Sensor
@@ -94,7 +94,7 @@ def _guarded(folder: Path, spec: GuardSpec, target: Path, tap: bool) -> OnnxRunn
     InsertGuard(spec)(model)
     VerifyGuard(spec, "the test")(model)
     if tap:
-        TapEdits()(model)
+        TapGuard()(model)
     ir.save(model, target / "decoder.onnx")
     return OnnxRunner(target)
 

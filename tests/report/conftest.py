@@ -111,6 +111,7 @@ def behaviour() -> dict[str, Any]:
 
 def parity() -> dict[str, Any]:
     row = {
+        "gate": "logits",
         "quantity": "logits, decode",
         "worst": 1.5e-5,
         "limit": 1e-4,
@@ -129,10 +130,13 @@ def parity() -> dict[str, Any]:
 
 def certificate() -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "small",
         "verdict": "pass",
-        "gates": [{"name": "presence", "passed": True, "detail": "3 guard nodes"}],
+        "levels": {"graph": "pass"},
+        "gates": [
+            {"name": "presence", "level": "graph", "status": "pass", "detail": "3 guard nodes"}
+        ],
         "digests": {"model": MODEL, "guard": GUARD, "onnx": {"decoder.onnx": "d" * 64}},
         "figures": {"fit": fit(), "behaviour": behaviour(), "parity": parity(), "engine": "none"},
     }

@@ -20,7 +20,7 @@ from guardbake.spec import GuardSpec
 from guardbake.vlm.capture import recorded
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
-from guardbake.vlm.runner import Session, TorchRunner, decode, end_ids, prepare, tap_name
+from guardbake.vlm.runner import Session, TorchRunner, decode, end_ids, prepare
 from guardbake.vlm.tokens import collate
 
 FAMILIES = ("tiny-llava", "tiny-qwen2_5_vl")
@@ -278,10 +278,15 @@ def test_rows_are_decided_one_by_one(vlm: Vlm, guard: Any) -> None:
 def test_taps_hold_the_edited_tensor(vlm: Vlm, guard: Any) -> None:
     batch = mixed(vlm)
     trace = TorchRunner(vlm, spec_for(vlm, guard)).run(batch, STEPS)
-    assert list(trace.taps) == [tap_name(Site(EDITED, "ffn_output"))]
-    (tap,) = trace.taps.values()
+    edited = Site(EDITED, "ffn_output")
+    read = spec_for(vlm, guard).sensors[0].sites
+    assert set(trace.taps) == {f"edited/{edited}", *(f"reached/{s}" for s in (edited, *read))}
     assert trace.guard_open is not None
-    assert tap.shape[:2] == trace.guard_open.shape[:2]
+    assert all(tap.shape[:2] == trace.guard_open.shape[:2] for tap in trace.taps.values())
+    before, after = (trace.taps[f"{when}/{edited}"] for when in ("reached", "edited"))
+    changed = (before != after).any(axis=-1)
+    assert (changed <= trace.guard_open[..., 0]).all()  # real tokens behind an open gate alone
+    assert changed.any()
 
 
 # ---- sessions

@@ -1,0 +1,61 @@
+"""`guardbake verify`, `parity` and `--junit`: what a CI system gets to see, passed or not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from guardbake.bundle.papers import SBOM
+from guardbake.bundle.verify import CHECKS
+
+from tests.bakes import Baked
+
+Run = Callable[..., int]
+
+
+def cases(path: Path) -> dict[str, str]:
+    """Outcome by test case."""
+    root = ElementTree.fromstring(path.read_bytes())
+    return {str(case.get("name")): case[0].tag for case in root.iter("testcase")}
+
+
+def test_verify_shows_every_check_and_the_canaries(
+    baked: Baked, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("verify", baked.bundle, "--junit", tmp_path / "a.xml") == 0
+    out = capsys.readouterr().out
+    assert "quantities of the guard's nodes are as the law and the records say" in out
+    found = cases(tmp_path / "a.xml")
+    assert list(found) == [*CHECKS, "law", "canary"]
+    assert set(found.values()) == {"system-out"}
+
+
+def test_parity_shows_every_gate_that_needs_no_source_model(
+    baked: Baked, run: Run, tmp_path: Path
+) -> None:
+    assert run("parity", baked.bundle, "--junit", tmp_path / "a.xml") == 0
+    found = cases(tmp_path / "a.xml")
+    assert {"law", "canary", "kl", "top-1", "top-5", "noise", "cache", "tokens"} <= set(found)
+    assert set(found.values()) == {"system-out"}
+
+
+def test_what_stops_a_bake_before_its_gates_is_an_error(run: Run, tmp_path: Path) -> None:
+    report = tmp_path / "a.xml"
+    assert run("bake", tmp_path / "absent.toml", "-o", tmp_path / "b", "--junit", report) == 2
+    assert cases(report) == {"bake": "error"}
+
+
+def test_a_check_that_fails_is_a_failure_and_what_follows_is_skipped(
+    baked: Baked, run: Run, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(baked.bundle, tmp_path / "copy"))
+    (copy / SBOM).write_text("{}")
+    assert run("verify", copy, "--junit", tmp_path / "a.xml") == 6
+    first, *rest = cases(tmp_path / "a.xml").items()
+    assert first == ("bytes", "failure")
+    assert rest
+    assert {outcome for _, outcome in rest} == {"skipped"}
