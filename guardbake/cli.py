@@ -11,24 +11,20 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 import guardbake
 from guardbake import cli_build
+from guardbake.cli_checks import AsJson, Junit, checks, suite_of
 from guardbake.cli_options import Out, ProgressOption, ProgressStyle
 from guardbake.errors import GuardbakeError, ResourceFault
 from guardbake.progress import reporter_for
 from guardbake.studies import StudyName
-
-if TYPE_CHECKING:
-    from guardbake.check.junit import Suite
 
 app = typer.Typer(
     name="guardbake",
@@ -37,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(checks)  # no name: parity, verify and sign stand beside the other commands
 
 
 class StorageStyle(StrEnum):
@@ -73,12 +71,6 @@ SelfCheck = Annotated[
         help="Run the guarded graph in onnxruntime and hold its guard to the law.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-Junit = Annotated[
-    Path | None,
-    typer.Option("--junit", help="Write every gate as a JUnit XML test case, passed or not."),
-]
-Bundle = Annotated[Path, typer.Argument(help="A folder that guardbake bake wrote.")]
 
 
 @app.command()
@@ -93,7 +85,7 @@ def bake(
     from guardbake.pipeline import bake as run
     from guardbake.steps.doctor import examine, require
 
-    with _suite("bake", junit) as suite:
+    with suite_of("bake", junit) as suite:
         require(examine(out.parent))
         content = run(recipe, out, reporter_for(progress.value), suite)
     print(to_markdown(content))
@@ -274,88 +266,6 @@ def report(
     print(f"{', '.join(found.origin)}: {out}")
     if found.missing:
         print(f"not there: {', '.join(found.missing)}")
-
-
-@app.command()
-def parity(bundle: Bundle, as_json: AsJson = False, junit: Junit = None) -> None:
-    """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers.
-
-    The guard's nodes are run alone, too, on golden vectors. Gates that need the source model are
-    asked by bake alone.
-    """
-    from guardbake.plugins import find_runner, find_session
-    from guardbake.steps.certify import compared, require_parity
-    from guardbake.steps.recheck import recheck
-
-    with _suite("parity", junit) as suite:
-        report = recheck(bundle, find_runner("onnx"), find_session("onnx"))
-        suite.add(compared(report["comparisons"]))
-        require_parity(report)
-    if as_json:
-        print(json.dumps(report, indent=2))
-        return
-    for row in report["comparisons"]:
-        limit = "none allowed" if row["limit"] is None else f"budget {row['limit']:.3g}"
-        print(f"{row['quantity']:<44} {row['worst']:.3g}  {limit}  {row['compared']} compared")
-    print("parity: pass")
-
-
-@app.command()
-def verify(
-    bundle: Bundle,
-    full: Annotated[bool, typer.Option("--full", help="Hash the weights as well.")] = False,
-    unguarded: Annotated[
-        Path | None,
-        typer.Option(help="The folder that was given to guardbake apply, to compare with."),
-    ] = None,
-    built_from: Annotated[
-        Path | None, typer.Option(help="The bundle that engines were built from.")
-    ] = None,
-    junit: Junit = None,
-) -> None:
-    """Check bytes and meaning of a bundle, or of what apply or build wrote; no model is run.
-
-    Where onnxruntime is installed, the guard's nodes alone are run on the bundle's golden vectors.
-    """
-    from guardbake.bundle.engine_folder import ENGINES, verify_engine_folder
-    from guardbake.bundle.verify import verify_bundle
-    from guardbake.steps.apply import verify_applied
-    from guardbake.steps.canary import run_canaries
-
-    with _suite("verify", junit) as suite:
-        if (bundle / ENGINES).is_file():
-            found = verify_engine_folder(bundle, built_from)
-            said = ", ".join(each.engine.name for each in found.engines)
-            suite.check("engines", "", said)
-            print(f"verify: pass ({said})")
-            return
-        if unguarded is not None:
-            said = verify_applied(bundle, unguarded)
-            suite.check("guard", "", said)
-            print(said)
-            print("verify: pass")
-            return
-        report = verify_bundle(bundle, full=full, suite=suite)
-        said = run_canaries(bundle, suite)
-    print(f"guard {report.guard[:12]} present: {', '.join(report.nodes)}")
-    print(f"canary feeds: {said}")
-    print(f"verify: pass ({report.files} files, {report.rehashed} of them hashed again)")
-
-
-@contextmanager
-def _suite(command: str, junit: Path | None) -> Iterator[Suite]:
-    """Test cases of a command, written to `junit` whether it passes or fails."""
-    from guardbake.check.junit import Suite
-
-    suite = Suite(command)
-    try:
-        yield suite
-    except GuardbakeError as error:
-        suite.stopped(error)
-        raise
-    finally:
-        if junit is not None:
-            suite.write(junit)
 
 
 @app.command()

@@ -12,6 +12,9 @@ from typing import Any
 from guardbake.vlm.catalog import models_root
 
 TINY = models_root() / "tiny-llava.toml"
+MOVING = (
+    "decoder.engine", "decoder.engine.json", "certificate.json", "sbom.cdx.json", "provenance.json",
+)  # fmt: skip
 OFFLINE = Path(__file__).with_name("offline.py")
 
 
@@ -45,7 +48,7 @@ def differing(one: Path, other: Path) -> list[str]:
     """The files in which two bundles of one recipe differ, the engine set aside.
 
     An engine is not the same twice, and so neither are its record, the certificate's copy of that
-    record and what the manifest says of the three: those parts are not compared.
+    record and what manifest and papers say of the three: those parts are not compared.
     """
     names = {_name(p, root) for root in (one, other) for p in root.rglob("*") if p.is_file()}
     return sorted(name for name in names if _content(one, name) != _content(other, name))
@@ -61,13 +64,17 @@ def _content(bundle: Path, name: str) -> Any:
         return None
     if name in ("decoder.engine", "decoder.engine.json"):
         return "an engine"
-    if name not in ("certificate.json", "manifest.json"):
+    if name not in ("certificate.json", "manifest.json", "sbom.cdx.json", "provenance.json"):
         return path.read_bytes()
     content = json.loads(path.read_text())
+    lists = {"manifest.json": "files", "sbom.cdx.json": "components", "provenance.json": "subject"}
     if name == "certificate.json":
         del content["figures"]["engine"]
-        return content
-    del content["chain"]["engine"], content["chain"]["certificate"]
-    moving = ("decoder.engine", "decoder.engine.json", "certificate.json")
-    content["files"] = [entry for entry in content["files"] if entry["name"] not in moving]
+    else:
+        listed = content[lists[name]]
+        content[lists[name]] = [entry for entry in listed if entry["name"] not in MOVING]
+    if name == "manifest.json":
+        del content["chain"]["engine"], content["chain"]["certificate"]
+    if name == "sbom.cdx.json":
+        del content["serialNumber"]  # drawn from all digests
     return content

@@ -48,7 +48,7 @@ def _certificate(bundle: Path) -> dict[str, object]:
 def test_the_certificate_passes_at_the_noise_floor(baked: Baked) -> None:
     content = _certificate(baked.bundle)
     assert content["verdict"] == "pass"
-    assert all(gate["passed"] for gate in content["gates"])  # type: ignore[attr-defined]
+    assert all(gate["status"] == "pass" for gate in content["gates"])  # type: ignore[attr-defined]
     parity = content["figures"]["parity"]  # type: ignore[index]
     worst = {row["quantity"]: row["worst"] for row in parity["comparisons"]}
     assert worst["logits, prefill"] <= 1e-4

@@ -7,7 +7,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/python -m pip --disable-pip-version-check --quiet install -c "$constraints" "$wheel[onnx]"
+venv/bin/python -m pip --disable-pip-version-check --quiet install -c "$constraints" "$wheel[onnx,sign]"
 venv/bin/guardbake --version
 venv/bin/python - <<'PY'
 import importlib.util
@@ -25,6 +25,53 @@ assert find_runner("onnx") is not None and find_exporter("onnx").name == "onnx"
 assert {p.name for p in entry_points(group="guardbake.engines")} == {"rtx", "tensorrt"}
 assert not {"exporters", "models", "tools", "tests"} & set(sys.modules)
 print("wheel: families, entry points and model data found without PyTorch")
+PY
+mkdir -p signed/processor
+echo weights >signed/decoder.onnx.data
+echo words >signed/processor/vocab.json
+venv/bin/python - <<'PY'
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from guardbake.bundle.signing import check_signature, sign
+from guardbake.errors import GuardbakeError, IntegrityError, UsageError
+
+PEM = serialization.Encoding.PEM
+for name in ("ours", "theirs"):
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    Path(f"{name}.pem").write_bytes(key.private_bytes(PEM, *private))
+    public = serialization.PublicFormat.SubjectPublicKeyInfo
+    Path(f"{name}.pub").write_bytes(key.public_key().public_bytes(PEM, public))
+bundle, signature, key = Path("signed"), Path("signed.sig"), Path("ours.pub")
+sign(bundle, Path("ours.pem"), signature)
+check_signature(bundle, key, signature)
+
+
+def refused(kind: type[GuardbakeError], public_key: Path = key) -> None:
+    try:
+        check_signature(bundle, public_key, signature)
+    except kind:
+        return
+    raise AssertionError("a signature that is not ours over these files was accepted")
+
+
+refused(IntegrityError, Path("theirs.pub"))
+refused(UsageError, Path("ours.pem"))
+extra = bundle / "extra"
+extra.touch()
+refused(IntegrityError)
+extra.unlink()
+(bundle / "decoder.onnx.data").write_text("weightz\n")
+refused(IntegrityError)
+(bundle / "decoder.onnx.data").write_text("weights\n")
+check_signature(bundle, key, signature)
+text = signature.read_text()
+signature.write_text(text[: len(text) // 2])
+refused(IntegrityError)
+print("wheel: a bundle is signed, and four ways to harm it or its signature are refused")
 PY
 status=0
 venv/bin/guardbake doctor >doctor.txt 2>&1 || status=$?

@@ -78,7 +78,9 @@ class _Taken:
         if value in self._values:
             return self._values[value]
         if value.const_value is not None:
-            twin = ir.Value(name=value.name, const_value=value.const_value)
+            tensor = value.const_value
+            kind = ir.TensorType(tensor.dtype)
+            twin = ir.Value(name=value.name, type=kind, shape=tensor.shape, const_value=tensor)
             self.constants.append(twin)
         else:
             name = value.name if value in self._given else f"{REACHED}{site}"

@@ -6,7 +6,7 @@ minutes for a decoder takes milliseconds for its guard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from guardbake.passes.insert import (
     gate_output,
     text_input,
 )
-from guardbake.plugins import REACHED, OpenSession
+from guardbake.passes.probe import FreeThresholds
+from guardbake.plugins import REACHED, OpenSession, Session
 from guardbake.spec import GuardSpec
+from guardbake.steps.self_check import in_mode, modes_of
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -47,26 +49,44 @@ def hold_nodes(
 ) -> list[Comparison]:
     """Every edit, score and verdict against the law, and the scores against the recorded ones.
 
+    With the guard's own thresholds, with every gate forced open, and with every gate forced shut.
+
     [] if the recipe declares no budget for the law. Raises UnsupportedError if the runtime cannot
     run the guard's nodes, IntegrityError if `decoder` is no graph.
     """
     if budgets.law is None:
         return []
-    agreements: list[Agreement] = []
-    scores: list[Array] = []
-    gates = range(len(spec.sensors))
-    for feeds, seen in _calls(decoder, spec, vectors, open_session):
-        agreements += hold_to_law(spec, seen, feeds, scored=True)
-        if gates:
-            scores.append(np.stack([seen[gate_output(SCORE_OUT, g, spec)] for g in gates], -1))
+    agreements, scores = _run(decoder, spec, vectors, open_session)
     source, limit = budgets.law.source, budgets.law.limit
     found = [
         Comparison("law", quantity, worst, limit, source, compared, WHERE)
         for quantity, (worst, compared) in _worst(agreements).items()
     ]
     if vectors.scores is not None:
-        found.append(_recorded(np.concatenate(scores, axis=1), vectors, budgets))
+        found.append(_recorded(scores, vectors, budgets))
     return found
+
+
+def _run(
+    decoder: Path, spec: GuardSpec, vectors: GoldenVectors, open_session: OpenSession
+) -> tuple[list[Agreement], Array]:
+    """What the law says of every call; and the scores [B, S, G] under the own thresholds."""
+    guard = ExtractGuard()(load_graph(decoder))
+    thresholds = {name: tensor.numpy() for name, tensor in FreeThresholds()(guard).items()}
+    types = {str(v.name): v.dtype.numpy() for v in guard.graph.inputs if v.dtype is not None}
+    session = open_session(bytes(ir.to_proto(guard).SerializeToString()), decoder.parent)
+    agreements: list[Agreement] = []
+    scores = [np.zeros((*vectors.mask.shape[:1], 0, len(spec.sensors)), np.float32)]
+    for mode in modes_of(spec):
+        forced = {name: in_mode(mode, array) for name, array in thresholds.items()}
+        for feeds, seen in _calls(session, types, spec, vectors, forced):
+            agreements += hold_to_law(spec, seen, feeds, scored=mode == "own")
+            if spec.sensors and mode == "own":
+                names = [gate_output(SCORE_OUT, gate, spec) for gate in range(len(spec.sensors))]
+                scores.append(np.stack([seen[name] for name in names], axis=-1))
+    if not spec.sensors:  # what no gate can close is never seen closed
+        agreements = [each for each in agreements if each.compared]
+    return agreements, np.concatenate(scores, axis=1)
 
 
 def _worst(agreements: list[Agreement]) -> dict[str, tuple[float, int]]:
@@ -92,20 +112,24 @@ def _recorded(scores: Array, vectors: GoldenVectors, budgets: Budgets) -> Compar
 
 
 def _calls(
-    decoder: Path, spec: GuardSpec, vectors: GoldenVectors, open_session: OpenSession
+    session: Session,
+    types: Mapping[str, npt.DTypeLike],
+    spec: GuardSpec,
+    vectors: GoldenVectors,
+    thresholds: Arrays,
 ) -> Iterator[tuple[Arrays, Arrays]]:
-    """Feeds and what the nodes made of them: the prompt's vectors, then those of new tokens."""
-    guard = ExtractGuard()(load_graph(decoder))
-    session = open_session(bytes(ir.to_proto(guard).SerializeToString()), decoder.parent)
-    types = {str(v.name): v.dtype.numpy() for v in guard.graph.inputs if v.dtype is not None}
+    """Feeds and what the nodes made of them: the prompt's vectors, then those of new tokens.
+
+    types: dtype of each input by name.
+    """
     state = -vectors.mask[:, : vectors.prompt].sum(axis=1)
     carried: Arrays = {STATE_IN: state, MEMORY_IN: np.zeros((len(state), 3), np.float32)}
     total = vectors.mask.shape[1]
     for piece in (slice(0, vectors.prompt), slice(vectors.prompt, total)):
         if piece.start == total:
             return
-        given = carried | _fed(spec, vectors, piece)
-        feeds = {name: given[name].astype(types[name]) for name in types}
+        given = carried | thresholds | _fed(spec, vectors, piece)
+        feeds = {name: given[name].astype(dtype) for name, dtype in types.items()}
         made = session.run(feeds)
         reached = {name: value for name, value in feeds.items() if name.startswith(REACHED)}
         yield feeds, {**reached, **made}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from guardbake.steps.rewrite import array_beside
 from guardbake.steps.runtimes import PLUGINS
 
 Array = npt.NDArray[Any]
+Mode = Literal["own", "open", "shut"]
 Call = tuple[dict[str, Array], dict[str, Array]]  # feeds, outputs
 _SHUT = np.float32(3e38)  # below the largest float32: a score less this is finite
 _ANY_VOCABULARY = 1000
@@ -89,8 +90,8 @@ def self_check(
     still = _decode(open_session(_bytes(plain), data), feeds, {})
     session = open_session(_bytes(guarded), data)
     found: list[Agreement] = []
-    for mode in ("own", "open", "shut") if spec.sensors else ("own",):
-        forced = {name: _forced(array, mode) for name, array in thresholds.items()}
+    for mode in modes_of(spec):
+        forced = {name: in_mode(mode, array) for name, array in thresholds.items()}
         calls = _decode(session, Feeds(guarded.graph.inputs, vocabulary, head_size), forced)
         for (given, seen), (_, before) in zip(calls, still, strict=True):
             require_finite(seen, "logits")
@@ -118,7 +119,13 @@ def _decode(session: Session, feeds: Feeds, forced: Mapping[str, Array]) -> list
     return calls
 
 
-def _forced(thresholds: Array, mode: str) -> Array:
+def modes_of(spec: GuardSpec) -> tuple[Mode, ...]:
+    """Which thresholds a guard is checked with: its own, and those that force every gate."""
+    return ("own", "open", "shut") if spec.sensors else ("own",)
+
+
+def in_mode(mode: Mode, thresholds: Array) -> Array:
+    """Thresholds that leave every gate to itself, or open it, or shut it."""
     if mode == "own":
         return thresholds
     return np.full_like(thresholds, _SHUT if mode == "shut" else -_SHUT)

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from guardbake.batch import Batch
-from guardbake.check.parity import Budget, Budgets, Pair, compare
+from guardbake.check.comparison import Budget, Budgets
+from guardbake.check.parity import Pair, compare
 from guardbake.passes.insert import InsertGuard
 from guardbake.passes.probe import TapGuard
 from guardbake.passes.verify import VerifyGuard
