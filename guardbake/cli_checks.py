@@ -130,6 +130,8 @@ def suite_of(command: str, junit: Path | None) -> Iterator[Suite]:
     """Test cases of a command, written to `junit` whether it passes or fails."""
     from guardbake.check.junit import Suite
 
+    if junit is not None and not junit.parent.is_dir():
+        raise typer.BadParameter(f"--junit: no folder {junit.parent}")
     suite = Suite(command)
     try:
         yield suite

@@ -30,7 +30,7 @@ rank = 8
 [[fit.candidates]]
 edit = "steer"
 layers = [4]
-strengths = [1.0]
+strengths = [0.5]
 
 """
 SETTINGS = {

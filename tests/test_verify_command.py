@@ -47,6 +47,10 @@ def test_what_stops_a_bake_before_its_gates_is_an_error(run: Run, tmp_path: Path
     report = tmp_path / "a.xml"
     assert run("bake", tmp_path / "absent.toml", "-o", tmp_path / "b", "--junit", report) == 2
     assert cases(report) == {"bake": "error"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.xml"]
+    nowhere = tmp_path / "absent" / "a.xml"
+    assert run("verify", tmp_path, "--junit", nowhere) == 2
+    assert not nowhere.parent.exists()
 
 
 def test_a_check_that_fails_is_a_failure_and_what_follows_is_skipped(

@@ -68,14 +68,17 @@ def same_however_fed(ways: Iterable[Way], whole: Trace, budgets: Budgets) -> lis
 
 
 def _may_flip(whole: Trace, rows: Array, trace: Trace, band: float) -> Array:
-    """[rows] bool: decided otherwise, with a score so near the threshold that rounding may."""
+    """[rows] bool: decided otherwise, first by a score so near the threshold that rounding may."""
     if whole.guard_open is None or whole.guard_score is None or trace.guard_open is None:
         return np.zeros(len(rows), bool)
     width = min(whole.guard_open.shape[1], trace.guard_open.shape[1])
     real = token_mask(whole)[rows, -width:, None]
     differs = (whole.guard_open[rows, -width:] != trace.guard_open[:, -width:]) & real
-    near = (np.abs(whole.guard_score[rows, -width:]) <= band) & real
-    return np.asarray(differs.any(axis=(1, 2)) & near.any(axis=(1, 2)))
+    each = np.arange(len(rows))
+    token = differs.any(axis=2).argmax(axis=1)
+    gate = differs[each, token].argmax(axis=1)
+    near = np.abs(whole.guard_score[rows, -width:][each, token, gate]) <= band
+    return np.asarray(differs.any(axis=(1, 2)) & near)
 
 
 def _padded(batch: Batch) -> Batch:

@@ -6,6 +6,7 @@ failure, error or skipped. Without times, so that equal results are equal bytes.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,10 @@ class Suite:
         return data + b"\n"
 
     def write(self, path: Path) -> None:
-        path.write_bytes(self.to_xml())
+        """`path` becomes this suite whole, in the place of an earlier one."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(self.to_xml())
+        os.replace(partial, path)
 
 
 def _plain(text: str) -> str:

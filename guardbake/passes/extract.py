@@ -79,8 +79,8 @@ class _Taken:
             return self._values[value]
         if value.const_value is not None:
             tensor = value.const_value
-            kind = ir.TensorType(tensor.dtype)
-            twin = ir.Value(name=value.name, type=kind, shape=tensor.shape, const_value=tensor)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+            twin = ir.Value(name=value.name, type=kind, shape=shape, const_value=tensor)
             self.constants.append(twin)
         else:
             name = value.name if value in self._given else f"{REACHED}{site}"

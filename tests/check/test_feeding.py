@@ -89,7 +89,8 @@ def test_a_gate_near_its_threshold_may_decide_otherwise(
 ) -> None:
     whole = Counter().run(batch, 3, np.ones((3, 3), np.int64))
     assert whole.guard_open is not None
-    scores = np.full((3, 6, 1), score, np.float32)
+    scores = np.full((3, 6, 1), 1e-3, np.float32)  # near it, but nothing is decided there
+    scores[:, 3] = score
     opened = whole.guard_open.copy()
     opened[1, 3:] = True
     moved = whole.step_logits + np.array([0, 9, 0])[:, None, None]
