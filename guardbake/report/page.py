@@ -63,11 +63,12 @@ def content(found: Records) -> tuple[str, list[str], list[Section]]:
     ]
     summary = []
     if found.certificate is not None:
-        seen = "; ".join(
-            f"{gate.name} {'FAIL' if gate.status == 'fail' else gate.status}, {gate.detail}"
-            for gate in found.certificate.gates
-        )
-        summary.append(f"Certificate: {found.certificate.verdict}. {seen}.")
+        by_status: dict[str, list[str]] = {}
+        for gate in found.certificate.gates:
+            shown = gate.name if gate.status == "pass" else f"{gate.name} ({gate.detail})"
+            by_status.setdefault(gate.status, []).append(shown)
+        seen = "; ".join(f"{status}: {', '.join(names)}" for status, names in by_status.items())
+        summary.append(f"Certificate: {found.certificate.verdict}. Gates, {seen}.")
     if found.missing:
         names = ", ".join(f"{name}.json" for name in found.missing)
         summary.append(f"Not among the records: {names}.")

@@ -116,7 +116,7 @@ def test_same_records_same_bytes(whole: Path, tmp_path: Path) -> None:
 def test_hostile_strings_stay_strings(records: Write, tmp_path: Path) -> None:
     content = certificate()
     content["name"] = HOSTILE
-    content["gates"][0]["detail"] = HOSTILE
+    content["gates"][0] |= {"status": "fail", "detail": HOSTILE}
     content["figures"]["fit"] = fit(HOSTILE)
     content["figures"]["fit"]["sensors"] = [{HOSTILE: HOSTILE}]
     choice = diagnosis()
