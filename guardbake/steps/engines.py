@@ -25,7 +25,7 @@ from guardbake.bundle.engine_folder import (
 )
 from guardbake.bundle.files import FileEntry, describe, list_files
 from guardbake.bundle.folders import new_folder, refuse_existing
-from guardbake.bundle.manifest import GUARD, MANIFEST
+from guardbake.bundle.manifest import GUARD, MANIFEST, RECIPE
 from guardbake.bundle.verify import verify_bundle
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError, UsageError
 from guardbake.passes.branches import switch_of
@@ -37,7 +37,6 @@ from guardbake.progress import Reporter
 from guardbake.recipe import EngineSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.folder import read_folder, unchanged
-from guardbake.steps.recheck import RECIPE
 from guardbake.steps.records import read_record
 from guardbake.steps.rewrite import load_graph
 
