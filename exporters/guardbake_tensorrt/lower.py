@@ -1,17 +1,28 @@
-"""The graph as TensorRT wants it: a copy in memory that points at the same weights."""
+"""The graph as TensorRT wants it: a copy in memory that points at the same weights.
+
+Two choices are the caller's. The cache grows by Concat, as in the exported graph, or is static (see
+`static_cache`). The trunk computes in float32, as exported, or in half precision around the guard,
+which stays in float32 (see `precision`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from guardbake.errors import IntegrityError, MalformedError, UsageError
+from guardbake.passes.functions import DOMAIN as GUARD_DOMAIN
 
-GUARD_DOMAIN = "guardbake"
+from guardbake_tensorrt.native import DECOMPOSABLE
+from guardbake_tensorrt.static_cache import use_static_cache
+
+Cache = Literal["growing", "static"]
+Trunk = Literal["float32", "float16", "bfloat16"]
 # Every other dtype has a fused attention kernel of its own; marking it would only slow it down.
 _FUSED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -89,26 +100,48 @@ def every_node(model: ir.Model) -> Iterator[ir.Node]:
         yield from ir.traversal.RecursiveGraphIterator(model.functions[key])
 
 
-def lower_graph(path: Path, model: ir.Model) -> LoweredGraph:
+def lower_graph(
+    path: Path,
+    model: ir.Model,
+    *,
+    cache: Cache = "growing",
+    capacity: int | None = None,
+    trunk: Trunk = "float32",
+) -> LoweredGraph:
     """Rewrite `model`, which was read from `path`, in place; the file itself is never written.
 
-    Two things are needed. fp32 `Attention` has no fused kernel, and the builder refuses it unless
-    the node says `TRT_decomposable=1`, which lets it run as the plain MatMuls and Softmax of the
-    ONNX definition (a node of unknown dtype is marked as well: the mark permits, it does not
-    force). And a gate's answer must visibly have the sizes of the tensor it gates. Model-local
-    functions stay: the parser inlines them itself and keeps the caller's name in every layer.
+    cache: "static" takes `capacity`, in tokens; its file runs in onnxruntime as well as in
+    TensorRT. Whatever the cache, fp32 attention has no fused kernel, and the builder refuses it
+    unless the node says `TRT_decomposable=1`, which lets it run as plain MatMuls and Softmax (a
+    node of unknown dtype is marked as well: the mark permits, it does not force). And a gate's
+    answer must visibly have the sizes of the tensor it gates. Model-local functions stay: the
+    parser inlines them itself and keeps the caller's name in every layer.
+    Raises UsageError for choices that do not go together, UnsupportedError for a graph that they
+    cannot be made of.
     """
+    if (capacity is None) != (cache == "growing") or (capacity is not None and capacity < 1):
+        raise UsageError(
+            found=f"a {cache} cache with capacity {capacity}",
+            expected="a static cache with a capacity of 1 token or more, or a growing one without",
+            where="the choice of cache",
+            remedy="give the capacity of a static cache, and only then",
+        )
+    marked = _mark_attention(model) if capacity is None else use_static_cache(model, capacity, path)
+    for value, edits in _gates(model.graph).items():
+        _size_gate(model.graph, value, edits)
+    return LoweredGraph(path, model, ir.to_proto(model).SerializeToString(), marked)
+
+
+def _mark_attention(model: ir.Model) -> tuple[str, ...]:
     marked = []
     for node in every_node(model):
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):
             continue
         query = node.inputs[0]
         if query is None or query.dtype not in _FUSED:
-            node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
+            node.attributes[DECOMPOSABLE] = ir.AttrInt64(DECOMPOSABLE, 1)
             marked.append(node.name or "")
-    for value, edits in _gates(model.graph).items():
-        _size_gate(model.graph, value, edits)
-    return LoweredGraph(path, model, ir.to_proto(model).SerializeToString(), tuple(marked))
+    return tuple(marked)
 
 
 def _gates(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:

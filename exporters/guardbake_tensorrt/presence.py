@@ -19,9 +19,9 @@ from typing import Any
 import onnx_ir as ir
 
 from guardbake.errors import SiteError
+from guardbake.passes.functions import DOMAIN as GUARD_DOMAIN
 
 from guardbake_tensorrt.dataflow import Dataflow, outputs
-from guardbake_tensorrt.lower import GUARD_DOMAIN
 
 _ORIGIN = re.compile(r"\[ONNX Layer: (.*?)\](?=\x1e|\[|\s*$)")
 _CALL = re.compile(r"(.*) \([^()]*\)")

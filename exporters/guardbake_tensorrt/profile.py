@@ -16,7 +16,8 @@ class EngineProfile:
     """(smallest, best, largest) for each size of a decoder call; the engine is tuned for `best`.
 
     batch: sequences per call. seq: new tokens per call (the prompt, or 1 in decode). past: tokens
-    in the key/value cache before the call; 0 allows a prefill without cache.
+    in the key/value cache before the call; 0 allows a prefill without cache. A static cache has
+    one size, its capacity, which must have room for the largest of either.
     split_decode: two optimisation profiles, one for prefill and one with seq = 1, instead of one
     that serves both. inputs: (name, smallest, best, largest shape) of dynamic inputs that are none
     of the decoder's, e.g. a vision graph's `pixel_values`.
@@ -79,7 +80,9 @@ class EngineProfile:
         if name == "inputs_embeds":
             return (batch, seq, *shape[2:])
         if name == "attention_mask":
-            return (batch, past + seq)
+            return (batch, self._cached(name, shape[1], past + seq))
+        if name == "write_indices":
+            return (batch,)
         if name == "position_ids":
             return (*shape[:-2], batch, seq)
         if name == "guard_state":
@@ -91,10 +94,24 @@ class EngineProfile:
         if name.startswith("guard_text_") and len(shape) == 2:
             return (batch, shape[1])
         if name.startswith("past_key_values.") and len(shape) == 4:
-            return (batch, shape[1], past, shape[3])
+            return (batch, shape[1], self._cached(name, shape[2], past), shape[3])
         raise UnsupportedError(
             found=f"dynamic input {name!r} of shape {shape}",
             expected="an input of a guarded decoder, or its shapes in EngineProfile.inputs",
             where="the engine profile",
             remedy=f"add ({name!r}, smallest, best, largest) to EngineProfile.inputs",
         )
+
+    def _cached(self, name: str, fixed: int, growing: int) -> int:
+        """The tokens of a cache, or of its mask: its capacity, or as many as there are."""
+        if fixed == -1:
+            return growing
+        needed = max(self.seq[2], self.past[2] + 1)
+        if fixed < needed:
+            raise UsageError(
+                found=f"input {name!r} of a static cache with room for {fixed} tokens",
+                expected=f"room for {needed}: a call's tokens, or a full past and one more",
+                where="the engine profile",
+                remedy="lower the graph with a larger capacity, or narrow seq and past",
+            )
+        return fixed

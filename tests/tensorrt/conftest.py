@@ -1,4 +1,8 @@
-"""A two-layer decoder of width 16 as the exporters write it, and a guard in it."""
+"""Decoders to be compiled, and guards in them.
+
+`plain` is of two layers and width 16, as the exporters write it; `tiny` is exported from the tiny
+checkpoints, a LLaVA and a Qwen2.5-VL of six layers and width 128.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from guardbake.passes.insert import InsertGuard
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, Profile
+from guardbake.vlm.catalog import family_of, models_root
+from guardbake.vlm.hollow import hollow_model
+from guardbake.vlm.tensors import parameters_in
 
+from guardbake_onnx.capture import capture_decoder
+from guardbake_onnx.weights import stream
+from guardbake_onnx.write import write_graph
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
 from tests.bakes import guardbake
 from tests.tensorrt.bundles import Built, write_bundle
@@ -149,6 +160,31 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size_threshold=EXTERNAL_FROM,
     )
     return path
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """An exported decoder without a guard, its weights in decoder.onnx.data."""
+
+    path: Path
+    width: int
+    layers: int
+    mrope: bool
+
+
+def _exported(checkpoint: Path) -> ir.Model:
+    model = hollow_model(checkpoint)
+    graph = capture_decoder(model, family_of(model.config))
+    stream(graph, parameters_in(checkpoint, model))
+    return graph
+
+
+@pytest.fixture(scope="session", params=["tiny-llava", "tiny-qwen2_5_vl"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp(request.param) / "decoder.onnx"
+    write_graph(_exported(models_root() / request.param), path)
+    return Tiny(path, 128, 6, "qwen" in request.param)
 
 
 MakeGuarded = Callable[[Profile, tuple[str, str]], Guarded]

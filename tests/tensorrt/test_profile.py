@@ -53,6 +53,19 @@ def test_a_fixed_size_cannot_vary() -> None:
         _PROFILE.shapes("prefill", "inputs_embeds", (1, -1, 7))
 
 
+def test_a_static_cache_has_one_size() -> None:
+    def shapes(name: str, shape: Any) -> Any:
+        return _PROFILE.shapes("prefill", name, shape)
+
+    assert shapes("attention_mask", (-1, 33)) == ((1, 33), (2, 33), (4, 33))
+    assert shapes("write_indices", (-1,)) == ((1,), (2,), (4,))
+    assert shapes("past_key_values.0.key", (-1, 2, 33, 8))[2] == (4, 2, 33, 8)
+    with pytest.raises(UsageError, match="room for 32 tokens"):
+        shapes("attention_mask", (-1, 32))
+    with pytest.raises(UsageError, match="larger capacity"):
+        shapes("past_key_values.0.key", (-1, 2, 32, 8))
+
+
 @pytest.mark.parametrize("past", [(-1, 0, 1), (3, 2, 4), (0, 5, 4)])
 def test_a_range_ascends(past: Any) -> None:
     with pytest.raises(UsageError, match="past range"):
