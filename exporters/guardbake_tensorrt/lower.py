@@ -7,22 +7,28 @@ which stays in float32 (see `precision`).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from guardbake.errors import IntegrityError, MalformedError, UsageError
-from guardbake.passes.functions import DOMAIN as GUARD_DOMAIN
+from guardbake.errors import IntegrityError, MalformedError, ResourceFault, UsageError
 
+from guardbake_tensorrt.gate_sizes import size_gates
 from guardbake_tensorrt.native import DECOMPOSABLE
+from guardbake_tensorrt.precision import CastTensor, cast_trunk
 from guardbake_tensorrt.static_cache import use_static_cache
 
 Cache = Literal["growing", "static"]
 Trunk = Literal["float32", "float16", "bfloat16"]
+_HALF: Final = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_EXTERNAL_FROM: Final = 1024  # bytes; smaller arrays stay in the graph, as in an exported one
 # Every other dtype has a fused attention kernel of its own; marking it would only slow it down.
 _FUSED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -30,12 +36,34 @@ _FUSED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 @dataclass(frozen=True)
 class LoweredGraph:
     """`serialized` is the changed graph without its external weights, which stay in `source`'s
-    folder and are read from there by the parser: no second copy on disk or in the protobuf."""
+    folder and are read from there by the parser: no second copy on disk or in the protobuf. Weights
+    that were cast lie nowhere yet: see `cast_weights` and `write_lowered`.
+
+    decomposable: the attention nodes marked to be run without a fused kernel. cache, capacity,
+    trunk: what was asked for.
+    """
 
     source: Path
     model: ir.Model
     serialized: bytes
     decomposable: tuple[str, ...]
+    cache: Cache = "growing"
+    capacity: int | None = None
+    trunk: Trunk = "float32"
+
+    def cast_weights(self) -> dict[str, npt.NDArray[Any]]:
+        """The large weights that are in another dtype than `source` has them, by name.
+
+        Reads, casts and returns all of them, so this is where their memory goes. Raises
+        UnsupportedError when one does not fit its dtype.
+        """
+        found = self.model.graph.initializers
+        tensors = {name: found[name].const_value for name in sorted(found)}
+        return {
+            name: np.ascontiguousarray(tensor.numpy())
+            for name, tensor in tensors.items()
+            if isinstance(tensor, CastTensor)
+        }
 
 
 def read_graph(path: Path) -> ir.Model:
@@ -73,9 +101,12 @@ def read_graph(path: Path) -> ir.Model:
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """The initialisers whose bytes lie in another file, in the order of their names."""
+    """The initialisers whose bytes lie in another file, in the order of their names; of those that
+    were cast, what they were cast from."""
     for name in sorted(model.graph.initializers):
         tensor = model.graph.initializers[name].const_value
+        if isinstance(tensor, CastTensor):
+            tensor = tensor.source
         if isinstance(tensor, ir.ExternalTensor):
             yield tensor
 
@@ -111,11 +142,12 @@ def lower_graph(
     """Rewrite `model`, which was read from `path`, in place; the file itself is never written.
 
     cache: "static" takes `capacity`, in tokens; its file runs in onnxruntime as well as in
-    TensorRT. Whatever the cache, fp32 attention has no fused kernel, and the builder refuses it
-    unless the node says `TRT_decomposable=1`, which lets it run as plain MatMuls and Softmax (a
-    node of unknown dtype is marked as well: the mark permits, it does not force). And a gate's
-    answer must visibly have the sizes of the tensor it gates. Model-local functions stay: the
-    parser inlines them itself and keeps the caller's name in every layer.
+    TensorRT. trunk: "float32" leaves every dtype as exported, the others need a float32 graph.
+    Whatever is chosen, fp32 attention has no fused kernel, and the builder refuses it unless the
+    node says `TRT_decomposable=1`, which lets it run as plain MatMuls and Softmax (a node of
+    unknown dtype is marked as well: the mark permits, it does not force). And a gate's answer must
+    visibly have the sizes of the tensor it gates. Model-local functions stay: the parser inlines
+    them itself and keeps the caller's name in every layer.
     Raises UsageError for choices that do not go together, UnsupportedError for a graph that they
     cannot be made of.
     """
@@ -126,10 +158,66 @@ def lower_graph(
             where="the choice of cache",
             remedy="give the capacity of a static cache, and only then",
         )
+    if trunk != "float32":
+        cast_trunk(model, _HALF[trunk], path)
     marked = _mark_attention(model) if capacity is None else use_static_cache(model, capacity, path)
-    for value, edits in _gates(model.graph).items():
-        _size_gate(model.graph, value, edits)
-    return LoweredGraph(path, model, ir.to_proto(model).SerializeToString(), marked)
+    size_gates(model.graph)
+    return LoweredGraph(path, model, _serialize(model), marked, cache, capacity, trunk)
+
+
+def write_lowered(lowered: LoweredGraph, path: Path) -> None:
+    """Write the graph to `path` and its large weights to <path>.data beside it, both new.
+
+    It is the graph that the parser is given, for other runtimes to be asked what the engine will
+    compute; of a growing cache in float32 it has marks that only TensorRT knows. Raises UsageError
+    if either file is there already, for no source is ever written, ResourceFault if the disk is
+    full; nothing is left behind then.
+    """
+    data = path.with_name(f"{path.name}.data")
+    for each in (path, data):
+        if each.exists():
+            raise UsageError(
+                found="a file that is there already",
+                expected="a new file for the lowered graph",
+                where=str(each),
+                remedy="choose another name, or remove it",
+            )
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            partial = Path(folder) / path.name
+            ir.save(
+                lowered.model,
+                partial,
+                external_data=data.name,
+                size_threshold_bytes=_EXTERNAL_FROM,
+            )
+            for each in sorted(Path(folder).iterdir(), reverse=True):  # the data first
+                each.rename(path.with_name(each.name))
+    except OSError as error:
+        raise ResourceFault(
+            found=f"a failed write ({error})",
+            expected="room for the lowered graph and its weights",
+            where=str(path),
+            remedy="free some space and lower again",
+        ) from error
+
+
+def _serialize(model: ir.Model) -> bytes:
+    """The protobuf; in the place of each cast weight a reference that is not to be followed."""
+    cast = [
+        (value, value.const_value)
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, CastTensor)
+    ]
+    for value, tensor in cast:
+        value.const_value = ir.ExternalTensor(
+            "cast.data", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=str(value.name)
+        )
+    try:
+        return bytes(ir.to_proto(model).SerializeToString())
+    finally:
+        for value, tensor in cast:
+            value.const_value = tensor
 
 
 def _mark_attention(model: ir.Model) -> tuple[str, ...]:
@@ -142,37 +230,3 @@ def _mark_attention(model: ir.Model) -> tuple[str, ...]:
             node.attributes[DECOMPOSABLE] = ir.AttrInt64(DECOMPOSABLE, 1)
             marked.append(node.name or "")
     return tuple(marked)
-
-
-def _gates(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
-    """Each gate's answer, [B, S] bool, with the guard functions that gate a [B, S, d] by it."""
-    found: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
-    for node in graph:
-        hidden = node.inputs[0] if node.inputs else None
-        if node.domain != GUARD_DOMAIN or hidden is None or len(hidden.shape or ()) != 3:
-            continue
-        for index, value in enumerate(node.inputs):
-            if not index or value is None:
-                continue
-            if value.dtype == ir.DataType.BOOL:
-                found.setdefault(value, []).append((node, index))
-    return found
-
-
-def _size_gate(graph: ir.Graph, value: ir.Value, edits: list[tuple[ir.Node, int]]) -> None:
-    """Reshape the gate's answer to the first two sizes of the tensor that it gates.
-
-    They are the same sizes, but the gate has them from the attention mask, and TensorRT, which
-    cannot prove that, would lose the sizes of every later hidden state: the next `Reshape` with a
-    -1 then has an unknown number of heads and is refused.
-    """
-    first = edits[0][0]
-    sizes = ir.node("Shape", [first.inputs[0]], attributes={"start": 0, "end": 2})
-    shaped = ir.node("Reshape", [value, sizes.outputs[0]])
-    for node, role in ((sizes, "sizes"), (shaped, "sized")):
-        node.name = f"guardbake_tensorrt/{value.name}/{role}"
-        node.outputs[0].name = f"{node.name}/output_0"
-    shaped.outputs[0].dtype = ir.DataType.BOOL
-    graph.insert_before(first, [sizes, shaped])
-    for node, index in edits:
-        node.replace_input_with(index, shaped.outputs[0])

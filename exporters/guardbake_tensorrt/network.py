@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy.typing as npt
 
 from guardbake.errors import UnsupportedError
 
@@ -19,16 +21,18 @@ _ALREADY_NAMED = "already exists, the output tensors of this new instance"
 @dataclass(frozen=True)
 class ParsedNetwork:
     """The library's objects of one graph. They stay together because the network's weights are
-    views into memory that the parser owns."""
+    views into memory that the parser owns, or, if they were cast, that `weights` does."""
 
     builder: Any
     network: Any
     parser: Any
     warnings: tuple[str, ...]
+    weights: Mapping[str, npt.NDArray[Any]]
 
 
 def parse_network(backend: Backend, lowered: LoweredGraph) -> ParsedNetwork:
-    """Lint, then parse. External weights are mapped from beside `lowered.source`, never copied.
+    """Lint, then parse. External weights are mapped from beside `lowered.source`, never copied;
+    weights that were cast are handed over from memory.
 
     Raises UnsupportedError on a lint fault, on any parser error (node, operator and the chain of
     functions it stands in), on an input the parser reports as unused, and on a graph input from
@@ -39,7 +43,8 @@ def parse_network(backend: Backend, lowered: LoweredGraph) -> ParsedNetwork:
     network = builder.create_network(0)
     parser = backend.module.OnnxParser(network, backend.logger)
     require_clean(findings(lowered.model, parser.supports_operator), lowered.source)
-    accepted = parser.parse(lowered.serialized, str(lowered.source))
+    weights = lowered.cast_weights()
+    accepted = _parse(parser, lowered, weights)
     messages = [text for _, text in backend.log.drain()]
     if not accepted or parser.num_errors:
         raise _refusal(parser, messages, lowered)
@@ -52,7 +57,16 @@ def parse_network(backend: Backend, lowered: LoweredGraph) -> ParsedNetwork:
             remedy="rewrite the node without that input: the engine would compute without it",
         )
     _refuse_dead_inputs(network, lowered)
-    return ParsedNetwork(builder, network, parser, distinct(messages))
+    return ParsedNetwork(builder, network, parser, distinct(messages), weights)
+
+
+def _parse(parser: Any, lowered: LoweredGraph, weights: Mapping[str, npt.NDArray[Any]]) -> bool:
+    if not weights:
+        return bool(parser.parse(lowered.serialized, str(lowered.source)))
+    if not parser.load_model_proto(lowered.serialized, str(lowered.source)):
+        return False
+    given = [parser.load_initializer(n, a.ctypes.data, a.nbytes) for n, a in weights.items()]
+    return all(given) and bool(parser.parse_model_proto())
 
 
 def _refuse_dead_inputs(network: Any, lowered: LoweredGraph) -> None:

@@ -12,35 +12,18 @@ import onnx_ir as ir
 import pytest
 
 from guardbake.errors import UnsupportedError, UsageError
-from guardbake.passes.insert import InsertGuard
-from guardbake.site import Site
-from guardbake.spec import GuardSpec
 
 from guardbake_tensorrt.lint import findings
 from guardbake_tensorrt.lower import lower_graph, read_graph
 from guardbake_tensorrt.native import NATIVE_DOMAIN
 from tests.tensorrt.decoding import Array, decode, mixed_prompt, open_decoder
+from tests.tensorrt.guards import GATES, HEAD, LAYERS, guard_tiny
 
-CAPACITY, HEAD, LAYERS = 48, 32, 6
+CAPACITY = 48
 # Two float32 renderings add up the same numbers in two orders: in each layer the 32 products of a
 # score, then the weighted values of up to 48 columns. Each addition errs by up to 2**-24 of what is
 # summed, and errors of either sign grow with the square root of their number.
 REORDERED = LAYERS * (HEAD + CAPACITY) ** 0.5 * 2.0**-24
-
-
-def _guard(guard: Callable[..., GuardSpec], gate: str) -> GuardSpec:
-    kind = {"replace": "replace", "token": "astra"}.get(gate, "care")
-    return guard(
-        gate if gate in ("always", "token") else "sequence",
-        kind,
-        width=128,
-        layers=6,
-        sensor=Site(2, "residual"),
-        edits=(3, 4),
-        threshold=0.0,
-        pools=gate == "pooling",
-        later=(Site(3, "residual"),) if gate == "each" else (),
-    )
 
 
 def _lowered(path: Path, name: str) -> Path:
@@ -49,14 +32,6 @@ def _lowered(path: Path, name: str) -> Path:
     out = path.with_name(name)
     out.write_bytes(lowered.serialized)
     return out
-
-
-def _guarded(tiny: Any, spec: GuardSpec, name: str) -> Path:
-    model = ir.load(tiny.path)
-    InsertGuard(spec)(model)
-    path = Path(tiny.path).with_name(name)
-    ir.save(model, path)
-    return path
 
 
 def _require_same(
@@ -80,9 +55,9 @@ def _require_same(
                 assert np.array_equal(a, b), name
 
 
-@pytest.mark.parametrize("gate", ["always", "token", "sequence", "pooling", "each", "replace"])
+@pytest.mark.parametrize("gate", GATES)
 def test_a_static_cache_computes_what_a_growing_one_does(gate: str, tiny: Any, guard: Any) -> None:
-    path = _guarded(tiny, _guard(guard, gate), f"{gate}.onnx")
+    path = guard_tiny(tiny, guard, gate).path
     growing = open_decoder(path)
     static = open_decoder(_lowered(path, f"{gate}.static.onnx"))
     unguarded = open_decoder(tiny.path)
@@ -101,6 +76,8 @@ def test_a_static_cache_computes_what_a_growing_one_does(gate: str, tiny: Any, g
 
 def test_the_file_is_valid_onnx_and_clean(tiny: Any) -> None:
     path = _lowered(tiny.path, "static.onnx")
+    lowered = lower_graph(tiny.path, read_graph(tiny.path), cache="static", capacity=CAPACITY)
+    assert len(lowered.decomposable) == LAYERS
     onnx.checker.check_model(str(path), full_check=True)
     model = ir.load(path)
     assert findings(model) == ()
