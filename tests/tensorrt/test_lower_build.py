@@ -1,0 +1,88 @@
+"""Lowered decoders as engines: native layers, a float32 guard in them, both phases, two GPUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardbake.errors import SiteError
+
+from guardbake_tensorrt import Backend, EngineProfile
+from guardbake_tensorrt.capability import require_capabilities
+from guardbake_tensorrt.lower import Trunk, lower_graph, read_graph
+from guardbake_tensorrt.network import ParsedNetwork, parse_network
+from guardbake_tensorrt.presence import prove_in_graph, prove_in_network
+from tests.tensorrt.guards import LAYERS, guard_tiny
+
+CAPACITY = 64
+PROFILE = EngineProfile(batch=(1, 1, 2), seq=(1, 16, 32), past=(0, 16, 63), split_decode=True)
+
+
+def _compile(backend: Backend, parsed: ParsedNetwork) -> Any:
+    """The engine for SM89 and SM120 with both profiles; None if the builder gave up."""
+    config = parsed.builder.create_builder_config()
+    targets = require_capabilities(backend, ("SM89", "SM120"))
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        config.set_compute_capability(target, index)
+    config.clear_flag(backend.module.BuilderFlag.TF32)
+    for phase in PROFILE.phases:
+        ranges = parsed.builder.create_optimization_profile()
+        for each in (parsed.network.get_input(i) for i in range(parsed.network.num_inputs)):
+            ranges.set_shape(each.name, *PROFILE.shapes(phase, each.name, tuple(each.shape)))
+        config.add_optimization_profile(ranges)
+    return parsed.builder.build_serialized_network(parsed.network, config)
+
+
+def _parse(trunk: Trunk, path: Path, backend: Backend) -> ParsedNetwork:
+    model = read_graph(path)
+    lowered = lower_graph(path, model, cache="static", capacity=CAPACITY, trunk=trunk)
+    return parse_network(backend, lowered)
+
+
+@pytest.mark.parametrize("trunk", ["float32", "float16", "bfloat16"])
+def test_the_network_has_native_layers_and_a_float32_guard(
+    trunk: Trunk, tiny: Any, guard: Any, backend: Backend
+) -> None:
+    guarded = guard_tiny(tiny, guard, "pooling")
+    prove_in_graph(read_graph(guarded.path), guarded.nodes, where="test")
+    parsed = _parse(trunk, guarded.path, backend)
+    found = prove_in_network(parsed.network, guarded.nodes, where="test")
+    assert list(found) == list(guarded.nodes)
+    types, dtypes = backend.module.LayerType, backend.module.DataType
+    layers = [parsed.network.get_layer(i) for i in range(parsed.network.num_layers)]
+    kinds = Counter(layer.type for layer in layers)
+    assert kinds[types.KV_CACHE_UPDATE] == 2 * LAYERS
+    assert kinds[types.ATTENTION_INPUT] == LAYERS
+    assert kinds[types.SCATTER] == 0
+    guards = {name for names in found.values() for name in names}
+    products = [layer for layer in layers if layer.type == types.MATRIX_MULTIPLY]
+    of_trunk = {"float16": dtypes.HALF, "bfloat16": dtypes.BF16, "float32": dtypes.FLOAT}[trunk]
+    for layer in products:
+        assert layer.get_output(0).dtype == (dtypes.FLOAT if layer.name in guards else of_trunk)
+    assert sum(layer.name in guards for layer in products) == 5  # a reading, in and out of 2 edits
+    for layer in layers:  # a mean of squares overflows float16 long before the values do
+        if layer.type == types.REDUCE:
+            assert layer.get_output(0).dtype in (dtypes.FLOAT, dtypes.INT64)
+
+
+@pytest.mark.parametrize("trunk", ["float16", "bfloat16"])
+def test_a_lowered_decoder_compiles(trunk: Trunk, tiny: Any, guard: Any, backend: Backend) -> None:
+    parsed = _parse(trunk, guard_tiny(tiny, guard, "pooling").path, backend)
+    assert _compile(backend, parsed) is not None, backend.log.drain()
+
+
+def test_a_guard_stripped_from_the_lowered_graph_is_refused(
+    tiny: Any, guard: Any, backend: Backend
+) -> None:
+    guarded = guard_tiny(tiny, guard, "sequence")
+    model = read_graph(guarded.path)
+    edit = next(node for node in model.graph if node.name == guarded.nodes[-1])
+    for use in list(edit.outputs[0].uses()):
+        use.node.replace_input_with(use.idx, edit.inputs[0])
+    lowered = lower_graph(guarded.path, model, cache="static", capacity=CAPACITY, trunk="float16")
+    with pytest.raises(SiteError, match="no layer of"):
+        prove_in_network(parse_network(backend, lowered).network, guarded.nodes, where="test")
