@@ -24,7 +24,7 @@ from guardbake_tensorrt.capability import (
 from guardbake_tensorrt.compiler import SETTINGS, Progress, compile_network, configure
 from guardbake_tensorrt.lint import findings_in_source, require_clean
 from guardbake_tensorrt.lint_network import ignored_inputs
-from guardbake_tensorrt.lower import LoweredGraph, lower_graph, read_graph
+from guardbake_tensorrt.lower import Cache, LoweredGraph, Trunk, lower_graph, read_graph
 from guardbake_tensorrt.memory import require_memory
 from guardbake_tensorrt.network import ParsedNetwork, distinct, parse_network
 from guardbake_tensorrt.presence import prove_in_graph, prove_in_network
@@ -55,13 +55,17 @@ def build_engine(
     guard_nodes: Sequence[str],
     guard_digest: str | None = None,
     output: str = "logits",
+    cache: Cache = "growing",
+    capacity: int | None = None,
+    trunk: Trunk = "float32",
     progress: Progress | None = None,
 ) -> EngineRecord:
     """Compile `onnx_path` (never written) to `out_path`, which appears complete or not at all.
 
     capabilities: GPUs by name, see `capability`. guard_nodes: the names of the guard's nodes; each
     must be in the graph and in the network, with a path to `output`. Empty for a graph that carries
-    no guard, e.g. a vision tower. guard_digest: which guard that is, for the record.
+    no guard, e.g. a vision tower. guard_digest: which guard that is, for the record. cache,
+    capacity, trunk: see `lower_graph`; the record has them among its settings.
     Raises UsageError, MalformedError, IntegrityError about the inputs, UnsupportedError about the
     graph, SiteError about the guard, EnvironmentFault or ResourceFault about the machine.
     """
@@ -70,7 +74,16 @@ def build_engine(
     targets = require_capabilities(backend, names)
     model = read_graph(onnx_path)
     require_memory(model, onnx_path)
-    checked = check_graph(model, onnx_path, backend, guard_nodes, output)
+    checked = check_graph(
+        model,
+        onnx_path,
+        backend,
+        guard_nodes,
+        output,
+        cache=cache,
+        capacity=capacity,
+        trunk=trunk,
+    )
     network = checked.parsed.network
     refuse_bfloat16_on_turing(backend, network, names)
     config = configure(backend, checked.parsed, targets, profile)
@@ -90,14 +103,22 @@ def build_engine(
         guard_digest=guard_digest,
         guard=checked.guard,
         layers=int(network.num_layers),
-        settings=tuple((name, str(value)) for name, value in SETTINGS),
+        settings=tuple((name, str(value)) for name, value in (*SETTINGS, *checked.lowered.choices)),
         seconds=round(time.monotonic() - started, 3),
         warnings=distinct((*checked.parsed.warnings, *messages)),
     )
 
 
 def check_graph(
-    model: ir.Model, path: Path, backend: Backend, guard_nodes: Sequence[str], output: str
+    model: ir.Model,
+    path: Path,
+    backend: Backend,
+    guard_nodes: Sequence[str],
+    output: str,
+    *,
+    cache: Cache = "growing",
+    capacity: int | None = None,
+    trunk: Trunk = "float32",
 ) -> CheckedGraph:
     """Lint, lower, parse, and prove the guard, which is everything but compiling.
 
@@ -107,7 +128,7 @@ def check_graph(
     prove_in_graph(model, guard_nodes, where=where, output=output)
     require_clean(findings_in_source(model), path)
     data = data_files(model)
-    lowered = lower_graph(path, model)
+    lowered = lower_graph(path, model, cache=cache, capacity=capacity, trunk=trunk)
     parsed = parse_network(backend, lowered)
     require_clean(tuple(ignored_inputs(lowered.model, parsed.network)), path)
     layers = prove_in_network(parsed.network, guard_nodes, where=where, output=output)

@@ -51,6 +51,12 @@ class LoweredGraph:
     capacity: int | None = None
     trunk: Trunk = "float32"
 
+    @property
+    def choices(self) -> tuple[tuple[str, str], ...]:
+        """(name, value) of what was asked for: with the profile, what a runner has to know."""
+        size = () if self.capacity is None else (("capacity", str(self.capacity)),)
+        return ("cache", self.cache), *size, ("trunk", self.trunk)
+
     def cast_weights(self) -> dict[str, npt.NDArray[Any]]:
         """The large weights that are in another dtype than `source` has them, by name.
 

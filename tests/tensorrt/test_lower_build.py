@@ -10,8 +10,7 @@ import pytest
 
 from guardbake.errors import SiteError
 
-from guardbake_tensorrt import Backend, EngineProfile
-from guardbake_tensorrt.capability import require_capabilities
+from guardbake_tensorrt import Backend, EngineProfile, build_engine
 from guardbake_tensorrt.lower import Trunk, lower_graph, read_graph
 from guardbake_tensorrt.network import ParsedNetwork, parse_network
 from guardbake_tensorrt.presence import prove_in_graph, prove_in_network
@@ -19,22 +18,6 @@ from tests.tensorrt.guards import LAYERS, guard_tiny
 
 CAPACITY = 64
 PROFILE = EngineProfile(batch=(1, 1, 2), seq=(1, 16, 32), past=(0, 16, 63), split_decode=True)
-
-
-def _compile(backend: Backend, parsed: ParsedNetwork) -> Any:
-    """The engine for SM89 and SM120 with both profiles; None if the builder gave up."""
-    config = parsed.builder.create_builder_config()
-    targets = require_capabilities(backend, ("SM89", "SM120"))
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(target, index)
-    config.clear_flag(backend.module.BuilderFlag.TF32)
-    for phase in PROFILE.phases:
-        ranges = parsed.builder.create_optimization_profile()
-        for each in (parsed.network.get_input(i) for i in range(parsed.network.num_inputs)):
-            ranges.set_shape(each.name, *PROFILE.shapes(phase, each.name, tuple(each.shape)))
-        config.add_optimization_profile(ranges)
-    return parsed.builder.build_serialized_network(parsed.network, config)
 
 
 def _parse(trunk: Trunk, path: Path, backend: Backend) -> ParsedNetwork:
@@ -70,9 +53,25 @@ def test_the_network_has_native_layers_and_a_float32_guard(
 
 
 @pytest.mark.parametrize("trunk", ["float16", "bfloat16"])
-def test_a_lowered_decoder_compiles(trunk: Trunk, tiny: Any, guard: Any, backend: Backend) -> None:
-    parsed = _parse(trunk, guard_tiny(tiny, guard, "pooling").path, backend)
-    assert _compile(backend, parsed) is not None, backend.log.drain()
+def test_a_lowered_decoder_compiles(
+    trunk: Trunk, tiny: Any, guard: Any, backend: Backend, tmp_path: Path
+) -> None:
+    guarded = guard_tiny(tiny, guard, "pooling")
+    record = build_engine(
+        guarded.path,
+        tmp_path / "decoder.engine",
+        backend=backend,
+        profile=PROFILE,
+        guard_nodes=guarded.nodes,
+        cache="static",
+        capacity=CAPACITY,
+        trunk=trunk,
+    )
+    assert record.capabilities == ("SM89", "SM120")
+    assert [each.node for each in record.guard] == list(guarded.nodes)
+    chosen = {"cache": "static", "capacity": str(CAPACITY), "trunk": trunk}
+    assert dict(record.settings) == {"TF32": "False", "STRICT_NANS": "True"} | chosen
+    assert [name for name, _ in record.data_sha256] == ["decoder.onnx.data"]
 
 
 def test_a_guard_stripped_from_the_lowered_graph_is_refused(
