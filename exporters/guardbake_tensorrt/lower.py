@@ -27,7 +27,10 @@ from guardbake_tensorrt.static_cache import use_static_cache
 
 Cache = Literal["growing", "static"]
 Trunk = Literal["float32", "float16", "bfloat16"]
-_HALF: Final = {"float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+_HALF: Final[dict[Trunk, ir.DataType]] = {
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
 _EXTERNAL_FROM: Final = 1024  # bytes; smaller arrays stay in the graph, as in an exported one
 # Every other dtype has a fused attention kernel of its own; marking it would only slow it down.
 _FUSED = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
@@ -39,8 +42,8 @@ class LoweredGraph:
     folder and are read from there by the parser: no second copy on disk or in the protobuf. Weights
     that were cast lie nowhere yet: see `cast_weights` and `write_lowered`.
 
-    decomposable: the attention nodes marked to be run without a fused kernel. cache, capacity,
-    trunk: what was asked for.
+    decomposable: the attention nodes marked to be run without a fused kernel. cache, capacity: what
+    was asked for. trunk: the dtype that the cache has now, whether cast or exported so.
     """
 
     source: Path
@@ -168,7 +171,16 @@ def lower_graph(
         cast_trunk(model, _HALF[trunk], path)
     marked = _mark_attention(model) if capacity is None else use_static_cache(model, capacity, path)
     size_gates(model.graph)
-    return LoweredGraph(path, model, _serialize(model), marked, cache, capacity, trunk)
+    return LoweredGraph(path, model, _serialize(model), marked, cache, capacity, _trunk_of(model))
+
+
+def _trunk_of(model: ir.Model) -> Trunk:
+    for value in model.graph.inputs:
+        if str(value.name).startswith("past_key_values."):
+            for name, dtype in _HALF.items():
+                if value.dtype == dtype:
+                    return name
+    return "float32"
 
 
 def write_lowered(lowered: LoweredGraph, path: Path) -> None:

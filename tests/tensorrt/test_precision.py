@@ -190,6 +190,13 @@ def test_a_weight_that_does_not_fit_is_named() -> None:
     assert np.isfinite(cast_array(large, ir.DataType.BFLOAT16, "w").astype(np.float32)).all()
 
 
+def test_a_graph_exported_in_half_precision_stays_and_says_so(tiny: Any) -> None:
+    halved = _lower(tiny.path, "float16", "growing").model
+    lowered = lower_graph(tiny.path, halved, cache="static", capacity=CAPACITY)
+    assert lowered.trunk == "float16"
+    assert lowered.decomposable == ()
+
+
 def test_another_graph_than_float32_is_refused(tiny: Any) -> None:
     halved = _lower(tiny.path, "float16", "growing").model
     with pytest.raises(UnsupportedError, match="float32"):
