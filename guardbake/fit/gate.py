@@ -42,13 +42,26 @@ def upper_quantile(harmless: npt.ArrayLike, rate: float) -> float:
     return float(scores[index - 1])
 
 
+def next_float32(value: float) -> float:
+    """The smallest float32 that is not below `value`.
+
+    The last digits of a float64 are those of one number of threads, and no guard hangs on them.
+
+    >>> next_float32(0.5), next_float32(0.5 - 1e-12), next_float32(0.7) > 0.7
+    (0.5, 0.5, True)
+    """
+    near = np.float32(value)
+    return float(near) if float(near) >= value else float(np.nextafter(near, np.float32(np.inf)))
+
+
 def calibrate(harmless: Mapping[Form, npt.ArrayLike], rate: float) -> Calibration:
     """One threshold that keeps the promised rate on every form.
 
     A threshold from text alone is wrong on images, in a direction that depends on the layer, so
-    each form is calibrated on harmless prompts of its own and the strictest threshold is taken.
+    each form is calibrated on harmless prompts of its own and the strictest threshold is taken, as
+    the next float32: the precision that a graph holds it in.
     """
-    threshold = max(upper_quantile(scores, rate) for scores in harmless.values())
+    threshold = next_float32(max(upper_quantile(scores, rate) for scores in harmless.values()))
     rates = {f: float((np.asarray(s) > threshold).mean()) for f, s in harmless.items()}
     return Calibration(threshold, rates)
 

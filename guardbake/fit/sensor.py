@@ -19,7 +19,13 @@ import numpy.typing as npt
 from guardbake.activations import Activations, Rows, rows_at
 from guardbake.covariance import Matrix, solve_shrunken
 from guardbake.diagnose.separability import area_under_curve
-from guardbake.fit.gate import Calibration, calibrate, detection_at, upper_quantile
+from guardbake.fit.gate import (
+    Calibration,
+    calibrate,
+    detection_at,
+    next_float32,
+    upper_quantile,
+)
 from guardbake.fit.subspace import discriminant_direction
 from guardbake.samples import Form
 from guardbake.site import Site
@@ -334,7 +340,7 @@ def _assembled(view: _View, thresholds: Sequence[float]) -> Sensor:
             columns.append(pooled.columns[index])
             limits[2] += float((pooled.centres[index] - centre) @ pooled.columns[index])
         readings.append(Reading(site, _f32(np.stack(columns, axis=1)), _f32(centre)))
-    return Sensor(tuple(readings), tuple(limits))
+    return Sensor(tuple(readings), tuple(map(next_float32, limits)))
 
 
 def _f32(array: Matrix) -> Rows:

@@ -24,6 +24,7 @@ from guardbake.passes.insert import (
     IMAGES_IN,
     MEMORY_IN,
     MEMORY_OUT,
+    OPEN_OUT,
     SCORE_OUT,
     STATE_IN,
     STATE_OUT,
@@ -31,7 +32,7 @@ from guardbake.passes.insert import (
     text_input,
 )
 from guardbake.passes.probe import FreeThresholds
-from guardbake.plugins import REACHED, OpenSession, Session
+from guardbake.plugins import EDITED, REACHED, OpenSession, Session
 from guardbake.spec import GuardSpec
 from guardbake.steps.self_check import in_mode, modes_of
 
@@ -56,7 +57,12 @@ def hold_nodes(
     """
     if budgets.law is None:
         return []
-    agreements, scores = _run(decoder, spec, vectors, open_session)
+    guard = ExtractGuard()(load_graph(decoder))
+    missing = _missing(guard.graph, spec)
+    if missing:  # there is nothing to run, and that is a failure
+        source, where = f"missing: {', '.join(missing)}", WHERE
+        return [Comparison("law", "guard nodes", len(missing), None, source, len(missing), where)]
+    agreements, scores = _run(guard, decoder.parent, spec, vectors, open_session)
     source, limit = budgets.law.source, budgets.law.limit
     found = [
         Comparison("law", quantity, worst, limit, source, compared, WHERE)
@@ -67,14 +73,30 @@ def hold_nodes(
     return found
 
 
+def _missing(graph: ir.Graph, spec: GuardSpec) -> list[str]:
+    """What the guard's nodes should be given and make, and are not or do not."""
+    sites = {edit.site for edit in spec.edits}
+    wanted = {f"{EDITED}{site}" for site in sites}
+    sites |= {site for sensor in spec.sensors for site in sensor.sites}
+    wanted |= {f"{REACHED}{site}" for site in sites}
+    for name in (SCORE_OUT, OPEN_OUT):
+        wanted |= {gate_output(name, gate, spec) for gate in range(len(spec.sensors))}
+    wanted |= {STATE_OUT} if spec.profile == "sequence" else set()
+    wanted |= {MEMORY_OUT} if spec.pools else set()
+    return sorted(wanted - {str(value.name) for value in (*graph.inputs, *graph.outputs)})
+
+
 def _run(
-    decoder: Path, spec: GuardSpec, vectors: GoldenVectors, open_session: OpenSession
+    guard: ir.Model,
+    data: Path,
+    spec: GuardSpec,
+    vectors: GoldenVectors,
+    open_session: OpenSession,
 ) -> tuple[list[Agreement], Array]:
     """What the law says of every call; and the scores [B, S, G] under the own thresholds."""
-    guard = ExtractGuard()(load_graph(decoder))
     thresholds = {name: tensor.numpy() for name, tensor in FreeThresholds()(guard).items()}
     types = {str(v.name): v.dtype.numpy() for v in guard.graph.inputs if v.dtype is not None}
-    session = open_session(bytes(ir.to_proto(guard).SerializeToString()), decoder.parent)
+    session = open_session(bytes(ir.to_proto(guard).SerializeToString()), data)
     agreements: list[Agreement] = []
     scores = [np.zeros((*vectors.mask.shape[:1], 0, len(spec.sensors)), np.float32)]
     for mode in modes_of(spec):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardbake.errors import MalformedError
-from guardbake.fit.gate import calibrate, upper_quantile
+from guardbake.fit.gate import calibrate, next_float32, upper_quantile
 
 
 @pytest.mark.parametrize(("count", "rate"), [(60, 0.1), (25, 0.2), (199, 0.02)])
@@ -52,10 +52,17 @@ def test_too_few_samples_say_how_many_are_needed(rate: float, needed: int) -> No
 def test_the_strictest_form_decides() -> None:
     scores = {"text": np.arange(20.0), "blank": np.arange(20.0) + 5, "typographic": np.zeros(20)}
     found = calibrate(scores, 0.1)
-    assert found.threshold == upper_quantile(scores["blank"], 0.1)
+    assert found.threshold == next_float32(upper_quantile(scores["blank"], 0.1))
     assert found.open_rate == {"text": 0.0, "blank": 1 / 20, "typographic": 0.0}
 
 
 def test_one_form_too_small_refuses_them_all() -> None:
     with pytest.raises(MalformedError):
         calibrate({"text": np.arange(50.0), "blank": np.arange(3.0)}, 0.1)
+
+
+@pytest.mark.parametrize("value", [0.5, 0.1, 0.7, -0.7, -7.699399302384546, 3540.3084073208375])
+def test_a_threshold_is_the_next_float32_however_its_last_digits_fell(value: float) -> None:
+    found = next_float32(value)
+    assert float(np.float32(found)) == found >= value
+    assert float(np.nextafter(np.float32(found), np.float32(-np.inf))) < value

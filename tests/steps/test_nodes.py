@@ -135,6 +135,27 @@ def test_a_node_that_computes_something_else_is_seen(
     assert {each.gate for each in found if not each.passed} == gates
 
 
+def strip(model: ir.Model) -> None:
+    """The edit is gone; what it fed is fed the FFN output."""
+    edit = next(node for node in model.graph if str(node.name).endswith("/edit"))
+    edit.outputs[0].replace_all_uses_with(edit.inputs[0])
+    model.graph.remove(edit)
+
+
+def strip_all(model: ir.Model) -> None:
+    """As if no guard had ever been inserted."""
+    model.graph = decoder().graph
+
+
+@pytest.mark.parametrize(("plant", "missing"), [(strip, 2), (strip_all, 6)])
+def test_a_graph_without_the_guard_s_nodes_fails(
+    guard: Spec, tmp_path: Path, plant: Callable[[ir.Model], None], missing: int
+) -> None:
+    spec = guard("sequence", "care", width=WIDTH, layers=LAYERS)
+    (found,) = held(spec, vectors(spec), tmp_path, plant)
+    assert (found.gate, found.worst, found.passed) == ("law", missing, False)
+
+
 def test_other_scores_on_record_are_the_canary_s(guard: Spec, tmp_path: Path) -> None:
     spec = guard("token", "add", width=WIDTH, layers=LAYERS)
     sound = vectors(spec)
