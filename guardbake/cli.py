@@ -21,7 +21,7 @@ import typer
 import guardbake
 from guardbake import cli_build
 from guardbake.cli_checks import AsJson, Junit, checks, suite_of
-from guardbake.cli_options import Out, ProgressOption, ProgressStyle
+from guardbake.cli_options import NumberType, Out, ProgressOption, ProgressStyle
 from guardbake.errors import GuardbakeError, ResourceFault
 from guardbake.progress import reporter_for
 from guardbake.studies import StudyName
@@ -40,12 +40,6 @@ app.add_typer(checks)  # no name: parity, verify and sign stand beside the other
 class StorageStyle(StrEnum):
     stream = "stream"
     zero_copy = "zero-copy"
-
-
-class NumberType(StrEnum):
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
 
 
 class Weights(StrEnum):

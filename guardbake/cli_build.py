@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guardbake.cli_options import Out, ProgressOption, ProgressStyle
+from guardbake.cli_options import NumberType, Out, ProgressOption, ProgressStyle
 from guardbake.errors import UsageError
 from guardbake.progress import reporter_for
 
@@ -50,6 +50,13 @@ Pack = Annotated[Path | None, typer.Option(help="The guard pack, if it is not in
 Unguarded = Annotated[
     bool, typer.Option("--unguarded", help="Take a decoder without a guard as well.")
 ]
+NumberOption = Annotated[
+    NumberType, typer.Option(help="What a decoder computes in; its guard stays in float32.")
+]
+Capacity = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of a cache that is written in place; else the cache grows."),
+]
 PrintCommand = Annotated[
     bool,
     typer.Option(
@@ -73,6 +80,8 @@ def build(
     graph: Graphs = None,
     guard: Pack = None,
     unguarded: Unguarded = False,
+    number: NumberOption = NumberType.float32,
+    capacity: Capacity = None,
     print_command: PrintCommand = False,
     progress: ProgressOption = ProgressStyle.auto,
 ) -> None:
@@ -89,7 +98,14 @@ def build(
     gpus = gpu or (section.capabilities if section else _GPUS[backend.name])
     sizes = _sizes(engines.sizes_of(section), batch, sequence, past, images, image_tokens)
     order = engines.EngineOrder(
-        backend.name, tuple(gpus), sizes, tuple(graph or ()), guard, unguarded
+        backend.name,
+        tuple(gpus),
+        sizes,
+        tuple(graph or ()),
+        guard,
+        unguarded,
+        number.value,
+        capacity,
     )
     if print_command:
         print("\n".join(engines.prepare_engines(source, out, order)))

@@ -16,6 +16,12 @@ class ProgressStyle(StrEnum):
     json = "json"
 
 
+class NumberType(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 Out = Annotated[
     Path, typer.Option("-o", "--out", help="What to write; appears whole or not at all.")
 ]

@@ -122,7 +122,9 @@ class EngineTask:
     """One graph to compile.
 
     name: what its engine is called. capabilities: GPUs by name. guard: the digest of the guard that
-    the graph carries, None if it carries none, and nodes: its nodes by name.
+    the graph carries, None if it carries none, and nodes: its nodes by name. number: what all but
+    the guard computes in. capacity: tokens of a cache that is written in place, None for one that
+    grows. Both are for decoders; the guard computes in float32 whatever they are.
     """
 
     graph: Path
@@ -131,6 +133,8 @@ class EngineTask:
     sizes: EngineSizes = EngineSizes()
     guard: str | None = None
     nodes: tuple[str, ...] = ()
+    number: Number = "float32"
+    capacity: int | None = None
 
 
 class EngineBuilder(Protocol):

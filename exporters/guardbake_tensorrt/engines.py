@@ -14,7 +14,7 @@ from guardbake_tensorrt.backend import BackendName, load_backend
 from guardbake_tensorrt.build import build_engine, check_graph, data_files
 from guardbake_tensorrt.capability import require_capabilities, resolve_capabilities
 from guardbake_tensorrt.command import command_line
-from guardbake_tensorrt.lower import read_graph
+from guardbake_tensorrt.lower import LoweredGraph, read_graph, write_lowered
 from guardbake_tensorrt.sizes import profile_for
 
 
@@ -43,6 +43,9 @@ class RtxEngines:
             profile=profile_for(read_graph(task.graph), task.sizes),
             guard_nodes=task.nodes,
             guard_digest=task.guard,
+            cache="growing" if task.capacity is None else "static",
+            capacity=task.capacity,
+            trunk=task.number,
             progress=progress,
         )
         engine.with_name(f"{engine.name}.json").write_text(record.to_json(), encoding="utf-8")
@@ -54,14 +57,31 @@ class RtxEngines:
         require_capabilities(backend, names)
         model = read_graph(task.graph)
         profile = profile_for(model, task.sizes)
-        checked = check_graph(model, task.graph, backend, task.nodes, "logits")
+        checked = check_graph(
+            model,
+            task.graph,
+            backend,
+            task.nodes,
+            "logits",
+            cache="growing" if task.capacity is None else "static",
+            capacity=task.capacity,
+            trunk=task.number,
+        )
         target = folder / f"{task.name}.onnx"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(checked.lowered.serialized)
-        for name, path in data_files(checked.lowered.model).items():
-            if not target.with_name(name).exists():  # two graphs may share their weights
-                copy_file(path, target.with_name(name))
+        _write(checked.lowered, target)
         return command_line(backend, checked.parsed.network, Path(target.name), names, profile)
+
+
+def _write(lowered: LoweredGraph, target: Path) -> None:
+    """The graph, and its weights beside it: as they are unless lowering has cast them."""
+    if lowered.trunk != "float32":
+        write_lowered(lowered, target)
+        return
+    target.write_bytes(lowered.serialized)
+    for name, path in data_files(lowered.model).items():
+        if not target.with_name(name).exists():  # two graphs may share their weights
+            copy_file(path, target.with_name(name))
 
 
 class TensorRtEngines(RtxEngines):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,7 +32,7 @@ from guardbake.passes.branches import switch_of
 from guardbake.passes.functions import DOMAIN
 from guardbake.passes.insert import DIGEST_KEY, FOLD_KEY
 from guardbake.passes.verify import VerifyGuard
-from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, find_engine_builder
+from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, Number, find_engine_builder
 from guardbake.progress import Reporter
 from guardbake.recipe import EngineSection
 from guardbake.spec import GuardSpec
@@ -47,6 +47,7 @@ class EngineOrder:
 
     backend: name of an `EngineBuilder`. only: names of graphs, without .onnx; all if empty. guard:
     the pack, if it does not lie in the source. unguarded: take a decoder without a guard as well.
+    number, capacity: of decoders, see `plugins.EngineTask`.
     """
 
     backend: str
@@ -55,6 +56,8 @@ class EngineOrder:
     only: tuple[str, ...] = ()
     guard: Path | None = None
     unguarded: bool = False
+    number: Number = "float32"
+    capacity: int | None = None
 
 
 def settings_in(source: Path) -> EngineSection | None:
@@ -147,7 +150,9 @@ def _tasks(source: Path, order: EngineOrder) -> Iterator[EngineTask]:
     for name, path in _graphs(source, order):
         model = load_graph(path)
         guard, nodes = _guard_in(model, path, spec, order.unguarded)
-        yield EngineTask(path, name, order.capabilities, order.sizes, guard, nodes)
+        task = EngineTask(path, name, order.capabilities, order.sizes, guard, nodes)
+        decodes = _decodes(model)
+        yield replace(task, number=order.number, capacity=order.capacity) if decodes else task
 
 
 def _graphs(source: Path, order: EngineOrder) -> list[tuple[str, Path]]:
@@ -185,8 +190,7 @@ def _guard_in(
             remedy="export without merging the decoders of the first call and of the later ones",
         )
     carries = DIGEST_KEY in model.metadata_props or any(n.domain == DOMAIN for n in model.graph)
-    decodes = any(value.name == "logits" for value in model.graph.outputs)
-    if not carries and decodes and not unguarded:
+    if not carries and _decodes(model) and not unguarded:
         _refuse(
             "a decoder without a guard",
             "a guarded one",
@@ -198,6 +202,10 @@ def _guard_in(
     if spec is None:
         _refuse("a guard, and no pack to hold it to", "its pack", path, "name it with --guard")
     return spec.digest, VerifyGuard(spec, str(path))(model).nodes
+
+
+def _decodes(model: ir.Model) -> bool:
+    return any(value.name == "logits" for value in model.graph.outputs)
 
 
 def _compiled(task: EngineTask, source: Path, engine: FileEntry) -> Compiled:

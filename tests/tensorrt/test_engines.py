@@ -39,6 +39,19 @@ def test_a_bake_gets_the_engine_and_its_record(guarded: Any, tmp_path: Path) -> 
     assert phases
 
 
+def test_a_decoder_is_built_in_half_precision_and_with_a_static_cache(
+    tiny: Any, tmp_path: Path
+) -> None:
+    tokens = tiny.width  # as many as the embeddings have columns, which are no cache for that
+    task = EngineTask(tiny.path, "decoder", ("sm89",), _SIZES, number="bfloat16", capacity=tokens)
+    RtxEngines().build(task, tmp_path, lambda *_: None)
+    record = EngineRecord.from_json((tmp_path / "decoder.engine.json").read_text())
+    wanted = {"cache": "static", "capacity": str(tokens), "trunk": "bfloat16"}
+    assert wanted.items() <= dict(record.settings).items()
+    line = RtxEngines().prepare(task, tmp_path)
+    assert "--maxShapes=inputs_embeds:2x16x128,attention_mask:2x128,write_indices:2," in line
+
+
 def test_a_missing_library_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     builder: EngineBuilder = TensorRtEngines()
