@@ -207,7 +207,7 @@ def _refuse_leftovers(graph: ir.Graph, new: CacheValues, where: Path) -> None:
     """Whatever else reads the cache or the mask would read other sizes now."""
     for value in graph.inputs:
         sizes = list(value.shape or ())
-        resized = value is new.attention_mask or sizes[2:3] == [new.capacity]
+        resized = value is new.attention_mask or (len(sizes) == 4 and sizes[2] == new.capacity)
         for use in value.uses() if resized else ():
             node = use.node
             own = node.domain == NATIVE_DOMAIN or str(node.name).startswith(PREFIX)
