@@ -22,10 +22,12 @@ from guardbake.bundle.manifest import (
     GUARD,
     EngineNotBuilt,
     Origins,
-    manifest_of,
     write_manifest,
 )
+from guardbake.bundle.papers import seal
 from guardbake.spec import GuardSpec
+
+from tests.certificates import small_certificate
 
 _INFO = helper.make_tensor_value_info
 
@@ -47,7 +49,7 @@ def write_bundle(folder: Path, decoder: Path, spec: GuardSpec, engine: dict[str,
     onnx.save_model(_vision(), folder / "vision.onnx")
     onnx.save_model(_embedding(), folder / "embedding.onnx")
     save_guard(spec, folder / GUARD)
-    (folder / "recipe.json").write_text(json.dumps({"engine": engine}))
+    (folder / "recipe.json").write_text(json.dumps({"name": "small", "engine": engine}))
     mend(folder, spec)
     return folder
 
@@ -55,10 +57,10 @@ def write_bundle(folder: Path, decoder: Path, spec: GuardSpec, engine: dict[str,
 def mend(folder: Path, spec: GuardSpec) -> None:
     """Make certificate and manifest agree with whatever now stands in the folder."""
     graphs = {path.name: describe(folder, path.name).sha256 for path in folder.glob("*.onnx")}
-    digests = {"guard": spec.digest, "onnx": graphs}
-    (folder / CERTIFICATE).write_text(json.dumps({"verdict": "pass", "digests": digests}))
+    said = small_certificate(spec.model.digest, spec.digest, graphs)
+    (folder / CERTIFICATE).write_text(json.dumps(said))
     origins = Origins(spec.model.digest, {}, spec.digest, EngineNotBuilt("a test builds it"))
-    write_manifest(folder, manifest_of(folder, origins))
+    write_manifest(folder, seal(folder, origins))
 
 
 def change_decoder(folder: Path, spec: GuardSpec, change: Callable[[ir.Model], object]) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from guardbake.bundle.files import describe
-from guardbake.bundle.manifest import GUARD, EngineBuilt, manifest_of, read_manifest, write_manifest
+from guardbake.bundle.manifest import GUARD, EngineBuilt, read_manifest, write_manifest
+from guardbake.bundle.papers import seal
 from guardbake.errors import EnvironmentFault, IntegrityError
 
 from guardbake_tensorrt import Backend, load_engine
@@ -98,13 +99,13 @@ def test_an_engine_in_a_bundle_is_loaded_if_its_record_is_of_the_chain(
     for name in ("decoder.engine", "decoder.engine.json"):
         shutil.copyfile(built.folder / name, altered / name)
     origins = read_manifest(altered).origins
-    write_manifest(altered, manifest_of(altered, origins))
+    write_manifest(altered, seal(altered, origins))
     with pytest.raises(IntegrityError, match="not listed"):
         load_engine(altered, "decoder", backend)
     recorded = replace(origins, engine=EngineBuilt(("decoder.engine.json",)))
-    write_manifest(altered, manifest_of(altered, recorded))
+    write_manifest(altered, seal(altered, recorded))
     assert load_engine(altered, "decoder", backend)[1]
     (altered / "decoder.engine").write_bytes(b"another")
-    write_manifest(altered, manifest_of(altered, recorded))
+    write_manifest(altered, seal(altered, recorded))
     with pytest.raises(IntegrityError, match="record of engine"):
         load_engine(altered, "decoder", backend)
