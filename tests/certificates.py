@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 from guardbake.check.certificate import Gate, certificate
@@ -42,4 +43,4 @@ def small_certificate(
     """Says of a guard of 64 hexadecimal digits, and of graphs by file name, what `gates` say."""
     digests = {"model": model, "guard": guard, "onnx": dict(onnx)}
     empty: dict[str, Any] = {"fit": {}, "rewrite": {}, "behaviour": {}, "engine": "none"}
-    return certificate("small", gates, digests, {**empty, "parity": PARITY})
+    return certificate("small", gates, digests, {**empty, "parity": deepcopy(PARITY)})

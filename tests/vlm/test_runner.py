@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from guardbake import semantics as law
@@ -261,14 +262,19 @@ def test_the_state_is_negative_until_the_prompt_ends(vlm: Vlm, guard: Any) -> No
         assert session.guard.state.tolist() == [2, 2, 2]
 
 
+def between(vlm: Vlm, guard: Any) -> tuple[NDArray[np.float64], float]:
+    """The scores [3] of the mixed batch's rows, and a threshold that one of them is above."""
+    batch = mixed(vlm)
+    low = TorchRunner(vlm, spec_for(vlm, guard)).run(batch, 1)
+    assert low.guard_score is not None
+    last = low.guard_score[:, batch.input_ids.shape[1] - 1, 0]
+    return last, float(np.sort(last)[1:].mean())
+
+
 def test_rows_are_decided_one_by_one(vlm: Vlm, guard: Any) -> None:
     """A threshold between the rows' scores: one batch, both verdicts."""
     batch = mixed(vlm)
-    width = batch.input_ids.shape[1]
-    low = TorchRunner(vlm, spec_for(vlm, guard)).run(batch, 1)
-    assert low.guard_score is not None
-    last = low.guard_score[:, width - 1, 0]
-    middle = float(np.sort(last)[1:].mean())
+    last, middle = between(vlm, guard)
     found = TorchRunner(vlm, spec_for(vlm, guard, threshold=middle)).run(batch, STEPS)
     assert found.guard_state is not None
     assert found.guard_state.tolist() == np.where(last > middle, 2, 1).tolist()
@@ -277,7 +283,8 @@ def test_rows_are_decided_one_by_one(vlm: Vlm, guard: Any) -> None:
 
 def test_taps_hold_the_edited_tensor(vlm: Vlm, guard: Any) -> None:
     batch = mixed(vlm)
-    trace = TorchRunner(vlm, spec_for(vlm, guard)).run(batch, STEPS)
+    _, middle = between(vlm, guard)
+    trace = TorchRunner(vlm, spec_for(vlm, guard, threshold=middle)).run(batch, STEPS)
     edited = Site(EDITED, "ffn_output")
     read = spec_for(vlm, guard).sensors[0].sites
     assert set(trace.taps) == {f"edited/{edited}", *(f"reached/{s}" for s in (edited, *read))}
