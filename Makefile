@@ -32,6 +32,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tools/bench
 	$(BIN)/lint-imports
 
 # Builds the wheel and tries it from outside the checkout, in an environment of its own.

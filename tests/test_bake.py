@@ -313,3 +313,19 @@ def test_apply_onto_a_guarded_graph_is_refused(run: Run, baked: Baked, tmp_path:
     out = tmp_path / "out"
     assert run("apply", baked.bundle, "--guard", guard, "-o", out, "--weights", "copy") == 3
     assert run("apply", baked.unguarded, "--guard", guard, "-o", tmp_path) == 2
+
+
+# ---- what is measured of it
+
+
+def test_the_bench_runs_on_a_bundle(baked: Baked, tmp_path: Path) -> None:
+    bench, results = ROOT / "tools" / "bench" / "run.py", tmp_path / "results.json"
+    checkpoint = models_root() / "tiny-llava"
+    options = ("--rounds", "1", "--threads", "1", "--checkpoint", checkpoint, "--json", results)
+    subprocess.run([sys.executable, bench, baked.bundle, *options], check=True, capture_output=True)
+    found = json.loads(results.read_text())
+    for case in ("prefill", "decode"):
+        assert found["overhead"][case]["guarded / unguarded"] > 0
+        assert 0 < found["profile"][case]["guard share of kernel time"] < 1
+        assert 0 < found["profile"][case]["guard kernels"] < found["profile"][case]["kernels"]
+    assert found["speed"]["onnx / torch"] > 0

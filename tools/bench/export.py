@@ -143,7 +143,9 @@ def make_checkpoint(folder: Path, size: str, number: str) -> None:
     config.dtype = text.dtype = number
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
-    model, shard, index = hollow_from_config(config, getattr(torch, number)), {}, {}
+    model = hollow_from_config(config, getattr(torch, number))
+    shard: dict[str, Any] = {}
+    index: dict[str, str] = {}
     full = 0
     for name, parameter in model.named_parameters():
         tensor = torch.randn(parameter.shape, generator=generator).mul_(0.02)
@@ -172,7 +174,8 @@ def export_whole(checkpoint: Path, number: str, out: Path) -> None:
     from transformers import AutoModelForImageTextToText, DynamicCache
 
     kind = getattr(torch, number)
-    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=kind).eval()
+    auto: Any = AutoModelForImageTextToText
+    model = auto.from_pretrained(checkpoint, dtype=kind).eval()
 
     class Decoder(torch.nn.Module):
         def __init__(self) -> None:

@@ -1,11 +1,12 @@
 """What the guard costs and what the ONNX rendering gains, measured side by side in one process.
 
-    python tools/bench/run.py build/demo [--rounds 5] [--json results.json]
+    python tools/bench/run.py build/demo [--checkpoint FOLDER] [--rounds 5] [--json results.json]
 
 Rows: guarded / unguarded decoder in onnxruntime (wall, interleaved, with an unguarded / unguarded
 control that shows the noise); the guard's share of kernel time in onnxruntime's own profile; new
 tokens a second of the ONNX model against the hooked PyTorch reference, same prompts, same threads.
-The unguarded graph is the bundle's export stage, found in the workspace beside it.
+The unguarded graph is the bundle's export stage, found in the workspace beside it; so is the
+checkpoint of a recipe that names a delta. Another recipe's checkpoint is to be named.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import torch
 from guardbake.artifact import load_guard
 from guardbake.bundle.manifest import GUARD
 from guardbake.check.golden import load_golden
+from guardbake.passes.insert import IMAGES_IN, MEMORY_IN, STATE_IN
+from guardbake.plugins import Runner
 from guardbake.vlm.load import load_vlm
 from guardbake.vlm.runner import TorchRunner
 
-from guardbake_onnx.description import Description, read_description
+from guardbake_onnx.description import read_description
 from guardbake_onnx.runner import OnnxRunner
 
 PREFILL, PAST = 256, 256
@@ -41,11 +44,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     workspace = arguments.bundle.parent / ".guardbake"
     unguarded = _latest(workspace, "export") / "onnx"
-    checkpoint = _latest(workspace, "model") / "checkpoint"
+    checkpoint = arguments.checkpoint or _latest(workspace, "model") / "checkpoint"
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {arguments.threads} threads",
         "onnxruntime": onnxruntime.__version__,
@@ -75,11 +79,11 @@ def _session(folder: Path, threads: int, profile: str | None) -> onnxruntime.Inf
     )
 
 
-def _feeds(description: Description, tokens: int, past: int, gates: int) -> dict[str, Any]:
-    """One sequence of `tokens` new tokens after `past` cached ones; open, so that all edits run.
-
-    gates: of the guard, 0 without one.
-    """
+def _feeds(
+    session: onnxruntime.InferenceSession, bundle: Path, tokens: int, past: int
+) -> dict[str, Any]:
+    """One sequence of `tokens` new tokens after `past` cached ones; open, so that all edits run."""
+    description = read_description(bundle)
     rng = np.random.default_rng(0)
     shape = (1, description.kv_heads, past, description.head_dim)
     positions = np.arange(past, past + tokens)[None]
@@ -94,20 +98,22 @@ def _feeds(description: Description, tokens: int, past: int, gates: int) -> dict
         for kind in ("key", "value"):
             cache = rng.standard_normal(shape).astype(np.float32)
             feeds[f"past_key_values.{layer}.{kind}"] = cache
-    if gates:
-        feeds["guard_state"] = np.array([2**gates], np.int64)
-    return feeds
+    guard = {
+        STATE_IN: np.array([2 ** len(load_guard(bundle / GUARD).sensors)], np.int64),
+        MEMORY_IN: np.zeros((1, 3), np.float32),
+        IMAGES_IN: np.ones((1, tokens), np.bool_),
+    }
+    wanted = {node.name for node in session.get_inputs()}
+    return feeds | {name: value for name, value in guard.items() if name in wanted}
 
 
 def _overhead(bundle: Path, unguarded: Path, rounds: int, threads: int) -> dict[str, Any]:
     """Ratios of median wall times; the three sessions take turns in rotating order."""
-    description = read_description(bundle)
-    gates = len(load_guard(bundle / GUARD).sensors)
     arms = {"guarded": bundle, "unguarded": unguarded, "control": unguarded}
     sessions = {name: _session(folder, threads, None) for name, folder in arms.items()}
     result = {}
     for case, tokens, past in (("prefill", PREFILL, 0), ("decode", 1, PAST)):
-        feeds = {n: _feeds(description, tokens, past, gates * (n == "guarded")) for n in arms}
+        feeds = {name: _feeds(sessions[name], bundle, tokens, past) for name in arms}
         times: dict[str, list[float]] = {name: [] for name in arms}
         names = list(arms)
         repeats = rounds * (1 if tokens > 1 else 20)
@@ -129,13 +135,11 @@ def _overhead(bundle: Path, unguarded: Path, rounds: int, threads: int) -> dict[
 
 def _profile(bundle: Path, threads: int) -> dict[str, Any]:
     """The guard's share of kernel time, by the names of its nodes."""
-    description = read_description(bundle)
-    gates = len(load_guard(bundle / GUARD).sensors)
     result = {}
     for case, tokens, past in (("prefill", PREFILL, 0), ("decode", 1, PAST)):
         with tempfile.TemporaryDirectory() as folder:
             session = _session(bundle, threads, str(Path(folder) / "profile"))
-            feeds = _feeds(description, tokens, past, gates)
+            feeds = _feeds(session, bundle, tokens, past)
             for _ in range(10):
                 session.run(["logits"], feeds)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -153,11 +157,11 @@ def _profile(bundle: Path, threads: int) -> dict[str, Any]:
 def _speed(bundle: Path, checkpoint: Path, rounds: int, threads: int) -> dict[str, Any]:
     """New tokens a second over the golden prompts, prefill included, tokens forced alike."""
     torch.set_num_threads(threads)
-    runs, _ = load_golden(bundle / "golden.safetensors")
-    batch, truth = next(iter(runs.values()))
+    golden = load_golden(bundle / "golden.safetensors")
+    batch, truth = next(iter(golden.runs.values()))
     steps = truth.tokens.shape[1]
     spec = load_guard(bundle / GUARD)
-    arms = {
+    arms: dict[str, Runner] = {
         "onnx": OnnxRunner(bundle, threads=threads),
         "torch": TorchRunner(load_vlm(str(checkpoint)), spec),
     }
