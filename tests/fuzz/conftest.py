@@ -34,7 +34,7 @@ from tests.fuzz.targets import NAMES, RECORD
 
 ROUND = 5000  # cases under one seed: hypothesis remembers them all while a round lasts
 MEMORY = 2 << 30  # bytes of address space beyond what the process has when a round begins
-SECONDS = 30  # for one case; sound files take milliseconds
+SECONDS = 30  # of the processor, for one case; sound files take milliseconds
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -60,11 +60,11 @@ def bounded() -> Iterator[Callable[[], None]]:
     def ring(_signal: int, _frame: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGPROF, ring)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    yield lambda: signal.setitimer(signal.ITIMER_REAL, SECONDS) and None
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+    yield lambda: signal.setitimer(signal.ITIMER_PROF, SECONDS) and None
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
