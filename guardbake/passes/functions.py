@@ -205,17 +205,16 @@ def sequence_gate_function(
         pending = op("LessOrEqual", [given, op.ints(UNDECIDED)])
         missed = op("Or", [missed, op("And", [pending, op.inputs["forgotten"]])])
     state = op("Where", [missed, op.ints(OPEN), given])
-    undecided = op("LessOrEqual", [state, op.ints(UNDECIDED)])
     ends_here = op("Equal", [state, op.ints(UNDECIDED)])
+    # of a decided state the end is -CLOSED or -OPEN: behind no token and before all of them
     end = op("Where", [ends_here, total, op("Neg", [state])])
-    asked = op("And", [op("And", [real, op("Equal", [rank, end])]), undecided])
+    asked = op("And", [real, op("Equal", [rank, end])])
     verdict = op("Where", [_score_opens(op), op.ints(OPEN), op.ints(CLOSED)])
+    # a verdict is larger than the undecided state it stands for, so the maximum latches it
     news = op("Where", [asked, verdict, state])
-    latest = op("ReduceMax", [news, op.ints(1)], {"keepdims": 1})
-    state_out = op("Max", [state, latest])
-    from_end = op("Or", [op("GreaterOrEqual", [rank, end]), op("Equal", [state, op.ints(OPEN)])])
+    state_out = op("ReduceMax", [news, op.ints(1)], {"keepdims": 1})
     opened = op("Equal", [state_out, op.ints(OPEN)])
-    open_ = op("And", [op("And", [real, from_end]), opened])
+    open_ = op("And", [op("And", [real, op("GreaterOrEqual", [rank, end])]), opened])
     flat = op("Squeeze", [state_out, op.ints(1)])
     if gate:
         opens = op("Mul", [op("Sub", [flat, op.ints(CLOSED)]), op.ints(2**gate)])
