@@ -127,6 +127,8 @@ def load_base(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # The weights are plain numbers by now, and a config that says otherwise cannot be saved.
     del model.config.quantization_config
+    # Nor is it to say where the base is installed: its digest is the same on every machine.
+    model.config._name_or_path = ""
     model.train(False)
     return model, tokenizer
 

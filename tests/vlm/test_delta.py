@@ -97,6 +97,17 @@ def test_the_checkpoint_opens_as_an_ordinary_one(tmp_path: Path) -> None:
     assert logits.shape == (*inputs["input_ids"].shape, 49152)
     assert bool(logits.isfinite().all())
     _assert_low_rank_was_added(folder)
+    _assert_no_path_inside(folder)
+
+
+def _assert_no_path_inside(folder: Path) -> None:
+    """Where the base is installed, and where the checkpoint is written, change no digest."""
+    base = base_file(read_delta(DEMO / "delta.toml")).parent
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".jinja", ".txt"):
+            text = path.read_text()
+            assert str(base) not in text, path.name
+            assert str(folder.parent) not in text, path.name
 
 
 def _assert_low_rank_was_added(folder: Path) -> None:
