@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import guardbake
-from guardbake import cli_build
+from guardbake import cli_build, cli_revalidate
 from guardbake.cli_checks import AsJson, Junit, checks, suite_of
 from guardbake.cli_options import NumberType, Out, ProgressOption, ProgressStyle
 from guardbake.errors import GuardbakeError, ResourceFault
@@ -212,6 +212,7 @@ def _said(self_check: str | dict[str, dict[str, dict[str, float]]]) -> str:
     return f"self-check passed: {len(rows)} quantities, {share}"
 
 
+app.command()(cli_revalidate.revalidate)
 app.command()(cli_build.build)
 
 

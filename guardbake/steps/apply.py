@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,7 @@ class _Application:
     folded: bool
     runtime: RuntimeName | None
     session: OpenSession | None
+    revalidation: Mapping[str, Any] | None
 
 
 def apply_guard(
@@ -48,12 +50,15 @@ def apply_guard(
     folded: bool = False,
     runtime: RuntimeName | None = None,
     session: OpenSession | None = None,
+    revalidation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`out` gets the rewritten decoders, the guard pack, a record and all other files of `source`.
 
     weights: files that do not change become hard links, or copies. folded: the guard goes into the
     weights (see `passes.fold`). runtime: whose loop runs the decoder, None for what the folder
     tells. session: runs the numeric self-check, None to leave it out, which is put on record.
+    revalidation: what was compared when the guard's thresholds were set for this decoder, put on
+    record, too.
     Returns the record. Raises SiteError when the guard does not fit a graph, UnsupportedError when
     the runtime cannot carry it or it cannot be folded, ParityError when the self-check fails,
     IntegrityError when the guard was fitted for another model or `source` changes meanwhile,
@@ -62,7 +67,7 @@ def apply_guard(
     `share_weights`).
     """
     refuse_existing(out)  # before any work; new_folder looks again
-    how = _Application(weights, folded, runtime, session)
+    how = _Application(weights, folded, runtime, session, revalidation)
     spec = load_guard(guard)
     with unchanged(source):
         folder = read_folder(source, load_graph)
@@ -110,7 +115,9 @@ def _write(folder: ModelFolder, spec: GuardSpec, target: Path, how: _Application
                 before, after, spec, data, how.session, head_size_of(folder.path), slot
             )
         decoders[name] = report
-    record = {"guard": spec.digest, "runtime": runtime.name, "decoders": decoders}
+    record: dict[str, Any] = {"guard": spec.digest, "runtime": runtime.name, "decoders": decoders}
+    if how.revalidation is not None:
+        record["revalidation"] = dict(how.revalidation)
     write_record(target / APPLIED, record)
     save_guard(spec, target / GUARD)
     return record

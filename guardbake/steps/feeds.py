@@ -70,8 +70,8 @@ class Feeds:
         self.batch = _batch(inputs, rows)
         self.past = 0
 
-    def prompt(self) -> dict[str, Array]:
-        return {str(value.name): self._made(value, PROMPT) for value in self.inputs}
+    def prompt(self, tokens: int = PROMPT) -> dict[str, Array]:
+        return {str(value.name): self._made(value, tokens) for value in self.inputs}
 
     def step(
         self, before: Mapping[str, Array], outputs: Mapping[str, Array], tokens: int = 1

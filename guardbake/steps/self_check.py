@@ -79,7 +79,7 @@ def self_check(
     vocabulary, names = _vocabulary(plain.graph), [str(v.name) for v in plain.graph.outputs]
     carried = None
     if slot is not None:
-        carried = Carried(open_session(_bytes(guarded), data), guarded.graph, slot)
+        carried = Carried(open_session(serialised(guarded), data), guarded.graph, slot)
         bare(guarded)
     thresholds: dict[str, Array] = {}
     for _, decoder in decoders(guarded):
@@ -87,8 +87,8 @@ def self_check(
         freed = FreeThresholds()(decoder)
         thresholds |= {name: tensor.numpy() for name, tensor in freed.items()}
     feeds = Feeds(plain.graph.inputs, vocabulary, head_size)
-    still = _decode(open_session(_bytes(plain), data), feeds, {})
-    session = open_session(_bytes(guarded), data)
+    still = _decode(open_session(serialised(plain), data), feeds, {})
+    session = open_session(serialised(guarded), data)
     found: list[Agreement] = []
     for mode in modes_of(spec):
         forced = {name: in_mode(mode, array) for name, array in thresholds.items()}
@@ -148,7 +148,7 @@ def _vocabulary(graph: ir.Graph) -> int:
     return last if isinstance(last, int) else _ANY_VOCABULARY
 
 
-def _bytes(model: ir.Model) -> bytes:
+def serialised(model: ir.Model) -> bytes:
     """The graph as a file, but for small tensors outside it: shapes are inferred from these."""
     for value in model.graph.initializers.values():
         tensor = value.const_value

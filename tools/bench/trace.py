@@ -15,17 +15,17 @@ branches of one sequence and larger batches add to that where prompts are short;
 the loop, whose donors run along again for every ablation. Seen on the demo, one thread, while other
 work ran beside it:
 
-=============================  ==========  =========  ========
-ratio to resuming              skip, mean  resample   all
-=============================  ==========  =========  ========
-text, one by one (6 prompts)   13.2        14.9       13.7
-text, batched                  3.9         4.9        4.2
-typographic, batched (4, *)    2.5         4.4        3.1
-=============================  ==========  =========  ========
+============================  ==========  ========  =====
+ratio to resuming             skip, mean  resample  all
+============================  ==========  ========  =====
+text, one by one              10.6        13.7      11.6
+text, batched                 3.9         5.3       4.4
+typographic, one by one       4.7         7.2       5.5
+typographic, batched          2.4         4.4       3.04
+============================  ==========  ========  =====
 
-Scores differed by at most 4e-4 of up to 22. (*) is of an earlier revision; a later one, timed on
-typographic skip and mean alone with the machine overloaded, gave 2.2. Long prompts fill a batch by
-themselves: there nothing is won but the layers below. "One by one" was not timed on them.
+Scores differed by at most 5e-5 of up to 22. Long prompts fill a batch by themselves: there little
+is won but the layers below.
 """
 
 from __future__ import annotations
