@@ -53,7 +53,9 @@ class PgdSection(Section):
     the undefended model, which serve every row; adaptive: of images found through each row's own
     defence; universal: of one image for all prompts, found on `corpus` prompts of the fit split.
     through: the arms with an adaptive search, which is the dear one; none named: all of them.
-    Searched for are the fit section's compliant turns.
+    Searched for are the fit section's compliant turns: a jailbreak. toxic: bounds of one image for
+    all prompts that calls for toxic turns instead, those of the source toxic_turns (Qi et al. 2024,
+    arXiv 2306.13213; ASTRA tests both kinds).
     """
 
     base: Literal["blank", "natural", "typographic"]
@@ -65,8 +67,16 @@ class PgdSection(Section):
     eps: list[Level] = Field(default_factory=list)
     adaptive: list[Level] = Field(default_factory=list)
     universal: list[Level] = Field(default_factory=list)
+    toxic: list[Level] = Field(default_factory=list)
+    toxic_turns: str | None = None
     corpus: Count = 8
     through: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _called_for(self) -> PgdSection:
+        if bool(self.toxic) != (self.toxic_turns is not None):
+            raise ValueError("toxic and toxic_turns belong together")
+        return self
 
 
 class JudgeSection(Section):

@@ -125,7 +125,7 @@ class Evaluation:
         self._column: Column | None = None
         self._made: dict[str, _Given] = {}
         self._judges = [Judging(judge, root, stages) for judge in self.section.judges]
-        self.searches = Searches(vlm, recipe, splits, typography, stages, advance)
+        self.searches = Searches(vlm, recipe, splits, root, typography, stages, advance)
         self.columns = columns(self.section, splits.prompts["test"], typography, root)
         self.columns += self.searches.columns()
 

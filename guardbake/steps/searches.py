@@ -18,7 +18,7 @@ from guardbake.evaluate.attacks.wrappers import Pictured
 from guardbake.recipe import Recipe
 from guardbake.recipe_evaluate import PgdSection
 from guardbake.samples import Prompt, Sample
-from guardbake.samples.collect import in_forms
+from guardbake.samples.collect import collect, in_forms
 from guardbake.steps.families import Column, drawn
 from guardbake.steps.split import Splits
 from guardbake.steps.staging import Advance, Stages
@@ -26,7 +26,12 @@ from guardbake.vlm.load import Vlm
 from guardbake.vlm.pixels import as_seen
 from guardbake.vlm.requests import Asking, Typography
 
-ADAPTIVE = "adaptive PGD"
+OWN, UNIVERSAL, TOXIC, ADAPTIVE = "PGD", "universal PGD", "toxic PGD", "adaptive PGD"
+_IMAGES = {
+    OWN: "each its own image",
+    UNIVERSAL: "one image for all",
+    TOXIC: "one toxic image for all",
+}
 _FILE = "attack.safetensors"
 
 
@@ -38,15 +43,18 @@ class Searches:
         vlm: Vlm,
         recipe: Recipe,
         splits: Splits,
+        root: Path,
         typography: Typography,
         stages: Stages,
         advance: Advance,
     ) -> None:
+        """root: what the sources of the recipe are relative to."""
         assert recipe.evaluate is not None
         self._vlm = vlm
         self._turns = recipe.fit.compliant
         self._section = recipe.evaluate.pgd
         self._splits = splits
+        self._root = root
         self._typography = typography
         self._stages = stages
         self._advance = advance
@@ -59,8 +67,9 @@ class Searches:
             return []
         samples = self._samples("test", section.limit, section)
         kinds: list[tuple[str, Sequence[int], Callable[..., Asking]]] = [
-            ("PGD", section.eps, self._transferred),
-            ("universal PGD", section.universal, self._universal),
+            (OWN, section.eps, self._transferred),
+            (UNIVERSAL, section.universal, self._universal),
+            (TOXIC, section.toxic, self._toxic),
             (ADAPTIVE, section.adaptive, self._adaptive),
         ]
         return [
@@ -96,21 +105,39 @@ class Searches:
         parts = []
         for start in range(0, len(samples), section.batch_size):
             some = samples[start : start + section.batch_size]
-            found = self._search(arm, some, start, eps, section, universal=False)
+            found = self._search(OWN, arm, some, start, eps, section, self._turns)
             parts.append(found)
             pictures |= {
                 (s.source, s.index): image for s, image in zip(some, found.images, strict=True)
             }
-        self._note("each its own image", arm, eps, parts)
+        self._note(_IMAGES[OWN], arm, eps, parts)
         return Pictured(self._typography, pictures)
 
     def _universal(
         self, section: PgdSection, eps: int, samples: Sequence[Sample], _arm: Arm
     ) -> Asking:
         """One image for all, found on prompts of the fit split and the undefended model."""
+        return self._for_all(UNIVERSAL, section, eps, samples, self._turns)
+
+    def _toxic(self, section: PgdSection, eps: int, samples: Sequence[Sample], _arm: Arm) -> Asking:
+        """The same, calling for toxic words."""
+        assert section.toxic_turns is not None
+        source = [section.toxic_turns]
+        prompts = collect(source, "harmful", self._root, section.corpus, lambda _: True)
+        turns = [prompt.prompt for prompt in prompts]
+        return self._for_all(TOXIC, section, eps, samples, turns)
+
+    def _for_all(
+        self,
+        kind: str,
+        section: PgdSection,
+        eps: int,
+        samples: Sequence[Sample],
+        turns: Sequence[str],
+    ) -> Asking:
         corpus = self._samples("fit", section.corpus, section)
-        found = self._search(Arm(UNDEFENDED), corpus, 0, eps, section, universal=True)
-        self._note("one image for all", Arm(UNDEFENDED), eps, [found])
+        found = self._search(kind, Arm(UNDEFENDED), corpus, 0, eps, section, turns)
+        self._note(_IMAGES[kind], Arm(UNDEFENDED), eps, [found])
         pictures = {(s.source, s.index): found.images[0] for s in samples}
         return Pictured(self._typography, pictures)
 
@@ -118,26 +145,27 @@ class Searches:
 
     def _search(
         self,
+        kind: str,
         arm: Arm,
         samples: Sequence[Sample],
         start: int,
         eps: int,
         section: PgdSection,
-        universal: bool,
+        wanted: Sequence[str],
     ) -> Found:
-        """start: the place of the first sample, by which wanted turns are dealt out."""
+        """start: the place of the first sample, by which the wanted turns are dealt out."""
         asking, tokenizer = arm.asking(self._typography), self._vlm.processor.tokenizer
         requests = [asking.request(sample, tokenizer) for sample in samples]
         clean = as_seen(self._vlm, [image for _, image in requests if image is not None])
-        turns = [self._turns[(start + n) % len(self._turns)] for n in range(len(samples))]
+        turns = [wanted[(start + n) % len(wanted)] for n in range(len(samples))]
         texts = [text for text, _ in requests]
-        target = Target(arm, texts, np.stack(clean), turns, universal)
+        target = Target(arm, texts, np.stack(clean), turns, universal=kind != OWN)
         budget = Budget(eps, section.steps, section.step, section.seed)
         key: dict[str, JSON] = {
             **target.key(self._vlm, budget),
             **self._stages.versions("attack"),
         }
-        what = f"{'universal ' if universal else ''}PGD {eps}/255 on {arm.name}, from {start}"
+        what = f"{kind} {eps}/255 on {arm.name}, from {start}"
 
         def build(folder: Path) -> None:
             ticks = iter(range(1, section.steps + 1))

