@@ -1,9 +1,11 @@
 """Let a decoding loop that feeds only what it knows carry a guard's state from call to call.
 
-onnxruntime-genai hands a model with recurrent layers two tensors a layer back at each step, found
-by their names, zero at the start: `past_key_values.N.conv_state` and `.recurrent_state`. A slot
-behind the last layer carries `guard_state` and `guard_memory`, and the image mask is told from the
-token ids, which that loop binds to a decoder that asks for them.
+A loop hands two tensors a layer back at each step, found by their names and zero at the start: of a
+model with recurrent layers onnxruntime-genai `past_key_values.N.conv_state` and `.recurrent_state`,
+transformers.js `past_key_values.N.key` and `.value` in whatever type and sizes the graph declares.
+A slot behind the last layer carries `guard_state` and `guard_memory`. The image mask is told from
+the token ids, which the first binds to a decoder that asks for them, or read from one more column
+of the embeddings, which `passes.mark` gives them.
 
 Requires: a guarded decoder graph whose guard is latched. Leaves: the same graph without the inputs
 and outputs that such a loop does not know. Of one call:
@@ -11,9 +13,9 @@ and outputs that such a loop does not know. Of one call:
     several  = more than one new token, so a prompt, or a turn of a conversation
     state    = 0, undecided until the end of this call, if several; else what the slot carries
     memory   = zeros if several; else what the slot carries
-    images   = token ids equal to the image token
+    images   = token ids equal to the image token, or the last column of the embeddings is not zero
 
-Such a loop binds the slot's input and output to one buffer. So nothing reads the input but a
+onnxruntime-genai binds the slot's input and output to one buffer. So nothing reads the input but a
 `Where`, which makes a copy, and what is written to the output follows from that copy.
 """
 
@@ -28,10 +30,9 @@ import onnx_ir as ir
 from guardbake.errors import SiteError, UnsupportedError
 from guardbake.passes.insert import IMAGES_IN, MEMORY_IN, MEMORY_OUT, STATE_IN, STATE_OUT
 
-CONV, RECURRENT = "conv_state", "recurrent_state"
 IDS, EMBEDS = "input_ids", "inputs_embeds"
 _BASE = "guardbake/carrier"
-_FED = (STATE_IN, IMAGES_IN, MEMORY_IN)
+_FED = (STATE_IN, IMAGES_IN, MEMORY_IN, EMBEDS)
 _GIVEN = (MEMORY_OUT, STATE_OUT)
 _Sizes = Sequence[ir.SymbolicDim | int | None]
 
@@ -39,11 +40,15 @@ _Sizes = Sequence[ir.SymbolicDim | int | None]
 @dataclass(frozen=True)
 class Slot:
     """past, present: names of the slot's inputs and outputs up to their last part, with the dot.
-    image_token: the id that stands for image features, None if the model has none."""
+    parts: that last part, of what carries the state and of what carries the memory. image_token:
+    the id that stands for image features, None if the model has none, or `marked`: if the
+    embeddings' last column tells."""
 
     past: str
     present: str
-    image_token: int | None
+    parts: tuple[str, str]
+    image_token: int | None = None
+    marked: bool = False
 
 
 class CarryState:
@@ -61,17 +66,16 @@ class CarryState:
         if state is None:
             return False
         self._refuse(graph, images is not None)
-        shell = _Shell(graph)
+        shell = _Shell(graph, slot)
         batch = state.shape[0] if state.shape is not None else None
-        several = shell.op("Greater", [shell.new_tokens(images is not None), shell.one], "several")
-        shell.carry(STATE_IN, STATE_OUT, several, (slot.past, slot.present, CONV), [batch, 1, 1])
-        part = slot.past, slot.present, RECURRENT
+        if images is not None:
+            shell.tell_images()
+        several = shell.op("Greater", [shell.new_tokens(), shell.one], "several")
+        shell.carry(STATE_IN, STATE_OUT, several, slot.parts[0], [batch, 1, 1])
         if images is None:
-            shell.fill(part, [batch, 1, 1, 1])
+            shell.fill(slot.parts[1], [batch, 1, 1, 1])
         else:
-            token = shell.constant("image_token", np.array(slot.image_token, np.int64))
-            shell.provide(IMAGES_IN, "Equal", [shell.ids(), token])
-            shell.carry(MEMORY_IN, MEMORY_OUT, several, part, [batch, 1, 1, 3])
+            shell.carry(MEMORY_IN, MEMORY_OUT, several, slot.parts[1], [batch, 1, 1, 3])
         shell.place()
         return True
 
@@ -83,22 +87,24 @@ class CarryState:
                     found=f"{value.name} in the graph",
                     expected=f"no {self.slot.past}*, where the guard's state would be carried",
                     where="the decoder graph",
-                    remedy="check num_hidden_layers in genai_config.json against the graph",
+                    remedy="check num_hidden_layers in the runtime's configuration",
                 )
-        if images and self.slot.image_token is None:
+        told = _find(graph.inputs, EMBEDS) if self.slot.marked else self.slot.image_token
+        if images and told is None:
             raise UnsupportedError(
                 found="a guard that reads image tokens, and a model that names none",
-                expected="image_token_id in the runtime's configuration",
+                expected="image_token_id in the runtime's configuration, or inputs_embeds to mark",
                 where="the decoder graph",
-                remedy="add the id to genai_config.json, section model",
+                remedy="in a folder for onnxruntime-genai, add the id to genai_config.json, "
+                "section model",
             )
 
 
 class _Shell:
     """The nodes around the guarded graph: some before its first node, some after its last."""
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, slot: Slot) -> None:
+        self.graph, self.slot = graph, slot
         self._before: list[ir.Node] = []
         self._after: list[ir.Node] = []
         self.one = self.constant("one", np.ones(1, np.int64))
@@ -118,10 +124,36 @@ class _Shell:
         rows = None if embeds is None or embeds.shape is None else list(embeds.shape)[:2]
         return self._input(IDS, ir.DataType.INT64, rows or [None, None])
 
-    def new_tokens(self, ids: bool) -> ir.Value:
-        """S of the call, [1] int64. ids: the token ids are needed anyway."""
-        source = None if ids else _find(self.graph.inputs, EMBEDS)
+    def new_tokens(self) -> ir.Value:
+        """S of the call, [1] int64."""
+        source = _find(self.graph.inputs, IDS) or _find(self.graph.inputs, EMBEDS)
         return self.op("Shape", [source or self.ids()], "new_tokens", {"start": 1, "end": 2})
+
+    def tell_images(self) -> None:
+        """Compute the image mask from what the loop feeds."""
+        if self.slot.marked:
+            self._take_mark(_require(self.graph.inputs, EMBEDS))
+        else:
+            token = self.constant("image_token", np.array(self.slot.image_token, np.int64))
+            self.provide(IMAGES_IN, "Equal", [self.ids(), token])
+
+    def _take_mark(self, old: ir.Value) -> None:
+        """The embeddings come with a further column, which is the mask."""
+        dims = [None, None, None] if old.shape is None else list(old.shape)
+        wide = dims[2] + 1 if isinstance(dims[2], int) else None
+        embeds = self._input(EMBEDS, old.dtype or ir.DataType.UNDEFINED, [*dims[:2], wide])
+        first, last, end = (
+            self.constant(f"mark/{role}", np.array([place], np.int64))
+            for role, place in (("first", 0), ("last", -1), ("end", np.iinfo(np.int64).max))
+        )
+        axis = self.constant("mark/axis", np.array([2], np.int64))
+        words = self.op("Slice", [embeds, first, last, axis], EMBEDS)
+        words.type, words.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, words)
+        self.graph.inputs.remove(old)
+        mark = self.op("Slice", [embeds, last, end, axis], "mark")
+        flat = self.op("Squeeze", [mark, axis], "mark/flat")
+        self.provide(IMAGES_IN, "Cast", [flat], {"to": int(ir.DataType.BOOL)})
 
     def op(
         self,
@@ -135,46 +167,50 @@ class _Shell:
         self._before.append(node)
         return node.outputs[0]
 
-    def provide(self, name: str, kind: str, inputs: Sequence[ir.Value]) -> None:
+    def provide(
+        self,
+        name: str,
+        kind: str,
+        inputs: Sequence[ir.Value],
+        attributes: Mapping[str, int] | None = None,
+    ) -> None:
         """Compute what was an input of the guard."""
-        old, new = _require(self.graph.inputs, name), self.op(kind, inputs, name)
+        old, new = _require(self.graph.inputs, name), self.op(kind, inputs, name, attributes)
         new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new)
         self.graph.inputs.remove(old)
         new.name = name
 
-    def carry(
-        self, fed: str, given: str, several: ir.Value, part: tuple[str, str, str], shape: _Sizes
-    ) -> None:
+    def carry(self, fed: str, given: str, several: ir.Value, part: str, shape: _Sizes) -> None:
         """The guard's input `fed` comes out of the slot's part, its output `given` goes in."""
-        inner, (past_name, present_name, suffix) = _require(self.graph.inputs, fed), part
+        inner = _require(self.graph.inputs, fed)
         dtype = inner.dtype or ir.DataType.UNDEFINED
-        past = self._input(f"{past_name}{suffix}", dtype, shape)
-        sizes = np.array([-1] if suffix == CONV else [-1, shape[-1]], np.int64)
-        flat_sizes = self.constant(f"{suffix}/flat_sizes", sizes)
-        flat = self.op("Reshape", [past, flat_sizes], f"{suffix}/flat")
+        past = self._input(f"{self.slot.past}{part}", dtype, shape)
+        sizes = np.array([-1] if fed == STATE_IN else [-1, shape[-1]], np.int64)
+        flat_sizes = self.constant(f"{part}/flat_sizes", sizes)
+        flat = self.op("Reshape", [past, flat_sizes], f"{part}/flat")
         flat.type, flat.shape = inner.type, inner.shape
-        zero = self.constant(f"{suffix}/zero", np.zeros(1, dtype.numpy()))
+        zero = self.constant(f"{part}/zero", np.zeros(1, dtype.numpy()))
         self.provide(fed, "Where", [several, zero, flat])
         out = _require(self.graph.outputs, given)
         self.graph.outputs.remove(out)
-        whole = self.constant(f"{suffix}/sizes", np.array([-1, *shape[1:]], np.int64))
-        self._give(ir.node("Reshape", [out, whole], name=f"{_BASE}/{given}"), past, present_name)
+        whole = self.constant(f"{part}/sizes", np.array([-1, *shape[1:]], np.int64))
+        self._give(ir.node("Reshape", [out, whole], name=f"{_BASE}/{given}"), past)
 
-    def fill(self, part: tuple[str, str, str], shape: _Sizes) -> None:
+    def fill(self, part: str, shape: _Sizes) -> None:
         """The loop wants both parts of a slot; the one that nobody needs hands itself on."""
-        past = self._input(f"{part[0]}{part[2]}", ir.DataType.FLOAT, shape)
-        self._give(ir.node("Identity", [past], name=f"{_BASE}/unused"), past, part[1])
+        past = self._input(f"{self.slot.past}{part}", ir.DataType.FLOAT, shape)
+        self._give(ir.node("Identity", [past], name=f"{_BASE}/unused"), past)
 
     def _input(self, name: str, dtype: ir.DataType, shape: _Sizes) -> ir.Value:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.graph.inputs.append(value)
         return value
 
-    def _give(self, node: ir.Node, past: ir.Value, prefix: str) -> None:
+    def _give(self, node: ir.Node, past: ir.Value) -> None:
         """The node's output becomes the slot's, of the kind that the slot's input has."""
         out = node.outputs[0]
-        out.name = f"{prefix}{str(past.name).rpartition('.')[2]}"
+        out.name = f"{self.slot.present}{str(past.name).rpartition('.')[2]}"
         out.type, out.shape = past.type, past.shape
         self._after.append(node)
         self.graph.outputs.append(out)

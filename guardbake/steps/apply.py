@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guardbake.artifact import load_guard, require_model, save_guard
-from guardbake.bundle.files import describe
 from guardbake.bundle.folders import new_folder, refuse_existing
 from guardbake.bundle.manifest import GUARD
 from guardbake.bundle.publish import share_weights
 from guardbake.errors import IntegrityError, MalformedError, UnsupportedError
 from guardbake.plugins import OpenSession
 from guardbake.spec import GuardSpec
+from guardbake.steps.carriers import carrier_of
 from guardbake.steps.feeds import head_size_of
 from guardbake.steps.folder import ModelFolder, read_folder, unchanged
-from guardbake.steps.records import read_record, write_record
+from guardbake.steps.records import file_digest, read_record, write_record
 from guardbake.steps.rewrite import fold, load_decoder, load_graph, rewrite, verify_rewritten
-from guardbake.steps.runtimes import RUNTIMES, Runtime, RuntimeName, require_fit, slot_of
+from guardbake.steps.runtimes import RUNTIMES, Runtime, RuntimeName, require_fit
 from guardbake.steps.self_check import self_check
 
 DESCRIPTION = "model.json"
@@ -94,10 +94,13 @@ def _require_model(folder: ModelFolder, spec: GuardSpec) -> None:
 
 def _write(folder: ModelFolder, spec: GuardSpec, target: Path, how: _Application) -> dict[str, Any]:
     runtime = RUNTIMES[how.runtime] if how.runtime is not None else folder.runtime
-    slot = slot_of(runtime, folder.path) if spec.profile == "sequence" else None
+    carrier = carrier_of(runtime, folder, spec)
+    slot = carrier.slot
     for name in folder.files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if name not in folder.decoders:
+        if name in carrier.changed:
+            (target / name).write_bytes(carrier.changed[name])
+        elif name not in folder.decoders:
             share_weights(folder.path / name, target / name, how.weights)
     decoders = {}
     for name in folder.decoders:
@@ -127,21 +130,25 @@ def verify_applied(path: Path, source: Path) -> str:
     """Check that `path` is what `apply_guard` makes of `source`; says how it carries its guard.
 
     The guard is put into each decoder of `source` again, as nodes or folded, and the two are
-    compared. All other files are the source's, byte for byte. Raises IntegrityError at the first
-    that is not.
+    compared. All other files are the source's, byte for byte, but for those that the loop needs
+    otherwise to carry the guard's state. Raises IntegrityError at the first that is not.
     """
     spec = load_guard(path / GUARD)
     folder = read_folder(source, load_graph)
+    carrier = carrier_of(_runtime(path, folder), folder, spec)
     for name in folder.files:
         twin = path / name
-        if not twin.is_file() or not (name in folder.decoders or _same_bytes(path, source, name)):
+        same = twin.is_file() and (
+            name in folder.decoders or _same_bytes(twin, source / name, carrier.changed.get(name))
+        )
+        if not same:
             raise IntegrityError(
                 found=f"another {name}" if twin.is_file() else f"no {name}",
                 expected=f"the file of {source}",
                 where=str(path),
                 remedy="do not ship this folder: apply the guard to the unguarded export again",
             )
-    slot = slot_of(_runtime(path, folder), source) if spec.profile == "sequence" else None
+    slot = carrier.slot
     folded = [verify_rewritten(path / name, spec, source / name, slot) for name in folder.decoders]
     where = ", ".join(str(edit.site) for edit in spec.edits)
     return f"guard {spec.digest[:12]} {'folded into' if all(folded) else 'present at'} {where}"
@@ -162,6 +169,8 @@ def _runtime(path: Path, folder: ModelFolder) -> Runtime:
     return RUNTIMES[name]
 
 
-def _same_bytes(one: Path, other: Path, name: str) -> bool:
-    same = (one / name).samefile(other / name)
-    return same or describe(one, name).sha256 == describe(other, name).sha256
+def _same_bytes(twin: Path, original: Path, changed: bytes | None) -> bool:
+    """Whether `twin` holds what `original` does, or what that was changed to."""
+    if changed is not None:
+        return twin.read_bytes() == changed
+    return twin.samefile(original) or file_digest(twin) == file_digest(original)

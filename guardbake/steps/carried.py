@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake.check.law import Agreement, require_identical
-from guardbake.passes.carry import IDS, Slot
+from guardbake.passes.carry import EMBEDS, IDS, Slot
 from guardbake.passes.insert import IMAGES_IN, MEMORY_IN, MEMORY_OUT, STATE_IN, STATE_OUT
 from guardbake.plugins import Session
 from guardbake.steps.feeds import PROMPT, Feeds
@@ -38,7 +38,7 @@ class Carried:
         same = [name for name in self._outputs if not name.startswith(self._slot.present)]
         given, before = self._with_images(feeds.prompt()), dict[str, Array]()
         for following in (1, PROMPT, 1):
-            by_hand = given | self._state(given, before) | dict(thresholds)
+            by_hand = self._bare(given, before) | dict(thresholds)
             outside = self._session.run(given)
             inside = bare.run({name: by_hand[name] for name in taken})
             require_identical(outside, inside, same)
@@ -48,16 +48,22 @@ class Carried:
 
     def _with_images(self, given: dict[str, Array]) -> dict[str, Array]:
         """Every other token of a prompt stands for an image feature."""
-        if IDS in given and self._slot.image_token is not None:
+        if self._slot.marked:
+            given[EMBEDS][..., -1] = np.arange(given[EMBEDS].shape[1]) % 2
+        elif IDS in given and self._slot.image_token is not None:
             given[IDS][:, 1::2] = self._slot.image_token
         return given
 
-    def _state(self, given: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
+    def _bare(self, given: Mapping[str, Array], before: Mapping[str, Array]) -> dict[str, Array]:
         """What the caller of a bare graph feeds; before: what the last call of this turn gave."""
         rows = len(given["attention_mask"])
-        ids = given.get(IDS)
-        return {
-            STATE_IN: before.get(STATE_OUT, np.zeros(rows, np.int64)),
-            MEMORY_IN: before.get(MEMORY_OUT, np.zeros((rows, 3), np.float32)),
-            IMAGES_IN: np.zeros(0, bool) if ids is None else ids == self._slot.image_token,
-        }
+        images = np.zeros(0, bool)
+        fed = dict(given)
+        if self._slot.marked:
+            fed[EMBEDS], images = given[EMBEDS][..., :-1], given[EMBEDS][..., -1] != 0
+        elif IDS in given:
+            images = given[IDS] == self._slot.image_token
+        fed[IMAGES_IN] = images
+        fed[STATE_IN] = before.get(STATE_OUT, np.zeros(rows, np.int64))
+        fed[MEMORY_IN] = before.get(MEMORY_OUT, np.zeros((rows, 3), np.float32))
+        return fed

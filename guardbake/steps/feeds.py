@@ -16,7 +16,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake.errors import UnsupportedError
-from guardbake.passes.carry import CONV, RECURRENT
 from guardbake.passes.insert import IMAGES_IN, MEMORY_IN, STATE_IN
 
 Array = npt.NDArray[Any]
@@ -106,14 +105,17 @@ class Feeds:
             return np.array(np.broadcast_to(places, (3, *rows)) if three else places, dtype)
         if name == "use_cache_branch":
             return np.array([self.past > 0])
-        if name.endswith((f".{CONV}", f".{RECURRENT}")):
-            assert value.shape is not None
-            inner = range(1, len(value.shape))
-            return np.zeros((self.batch, *(_size(value, axis) for axis in inner)), dtype)
         if _present(name):
-            heads, size = _size(value, 1), _size(value, 3, self.head_size)
-            return np.zeros((self.batch, heads, self.past, size), dtype)
+            return np.zeros(self._cache(value), dtype)
         return self._guards(value, rng, rows)
+
+    def _cache(self, value: ir.Value) -> list[int]:
+        """The sizes of an empty cache, or of a state that does not grow."""
+        inner = [] if value.shape is None else list(value.shape)[1:]
+        fixed = [size for size in inner if isinstance(size, int)]
+        if inner and len(fixed) == len(inner):
+            return [self.batch, *fixed]
+        return [self.batch, _size(value, 1), self.past, _size(value, 3, self.head_size)]
 
     def _guards(self, value: ir.Value, rng: np.random.Generator, rows: tuple[int, int]) -> Array:
         """An input of the guard's own."""

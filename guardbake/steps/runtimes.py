@@ -2,22 +2,21 @@
 
 A guard whose gate is latched for a sequence needs inputs that somebody feeds at each step. A
 runtime with a loop of its own does not know them: the session would refuse to run, or worse, the
-user would preset the input and the gate would never open. Where the loop hands recurrent states
-back, a slot of theirs carries the guard's (`passes.carry`); elsewhere such a guard is refused.
+user would preset the input and the gate would never open. Where the loop hands states back, a slot
+of theirs carries the guard's (`steps.carriers`); elsewhere such a guard is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import PurePosixPath
+from typing import Literal
 
 import onnx_ir as ir
 
-from guardbake.errors import MalformedError, UnsupportedError
+from guardbake.errors import UnsupportedError
 from guardbake.passes.carry import IDS, Slot
-from guardbake.steps.records import read_record
 
 RuntimeName = Literal["onnxruntime", "onnxruntime-genai", "transformers.js", "tensorrt-edgellm"]
 PLUGINS = "trt_edgellm"  # operator domain
@@ -28,22 +27,20 @@ GENAI_CONFIG = "genai_config.json"
 class Runtime:
     """inputs, outputs: whether its loop takes a decoder with more of them than it knows.
 
-    plugins: whether the graphs hold operators that only this runtime has. slots: whether its loop
-    hands recurrent states back.
+    plugins: whether the graphs hold operators that only this runtime has.
     """
 
     name: RuntimeName
     inputs: bool
     outputs: bool
     plugins: bool = False
-    slots: bool = False
 
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         Runtime("onnxruntime", inputs=True, outputs=True),
-        Runtime("onnxruntime-genai", inputs=False, outputs=True, slots=True),
+        Runtime("onnxruntime-genai", inputs=False, outputs=True),
         Runtime("transformers.js", inputs=False, outputs=True),
         Runtime("tensorrt-edgellm", inputs=False, outputs=False, plugins=True),
     )
@@ -86,45 +83,3 @@ def require_fit(
                 remedy="fit a guard of such a profile, or, if a loop of your own runs the decoder, "
                 "name it with --runtime onnxruntime",
             )
-
-
-def slot_of(runtime: Runtime, folder: Path) -> Slot | None:
-    """Where the runtime's loop carries a guard's state; None if it has no such place.
-
-    Raises UnsupportedError if the folder's configuration lets the loop feed a prompt in chunks,
-    each of which would be taken for a prompt, MalformedError if it does not say what is needed.
-    """
-    if not runtime.slots:
-        return None
-    path = folder / GENAI_CONFIG
-    config = read_record(path)
-    if _at(config, "search", "chunk_size") is not None:
-        raise UnsupportedError(
-            found="search.chunk_size, with which a prompt is fed in chunks",
-            expected="a prompt in one call, at the end of which the gate decides",
-            where=str(path),
-            remedy="remove chunk_size, or use a guard of profile token",
-        )
-    layers = _at(config, "model", "decoder", "num_hidden_layers")
-    past = _at(config, "model", "decoder", "inputs", "past_key_names")
-    present = _at(config, "model", "decoder", "outputs", "present_key_names")
-    before, after = (str(name).rpartition(".")[0] for name in (past, present))
-    if not isinstance(layers, int) or not before.count("%d") == after.count("%d") == 1:
-        raise MalformedError(
-            found=f"{layers!r:.20} layers, caches {past!r:.60} and {present!r:.60}",
-            expected="num_hidden_layers, past_key_names and present_key_names with one %d",
-            where=str(path),
-            remedy="use the configuration that the exporter wrote",
-        )
-    token = _at(config, "model", "image_token_id")
-    return Slot(
-        past=f"{before.replace('%d', str(layers))}.",
-        present=f"{after.replace('%d', str(layers))}.",
-        image_token=token if isinstance(token, int) else None,
-    )
-
-
-def _at(config: Any, *keys: str) -> Any:
-    for key in keys:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
