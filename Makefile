@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# transformers.js, in whose own loop tests run guarded folders; where there is no node they are skipped
+JS := tests/foreign/transformersjs
+
 .PHONY: install bake test lint wheel bench mutation kill fuzz clean
 
 COUNT ?= 500
@@ -24,8 +27,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 bake: install
 	$(BIN)/guardbake bake models/demo.toml -o build/demo
 
+# Its package for browsers, 140 MB that Node never reads, is left out (package.json, overrides).
+$(JS)/node_modules: $(JS)/package-lock.json
+	@if command -v npm; then cd $(JS) && npm ci --no-audit --no-fund && touch node_modules; \
+	else echo "no npm: tests of transformers.js are skipped where there is no node"; fi
+
 # A process a core, each of one thread; a file stays in one process, whose fixtures it shares.
-test: install
+test: install $(JS)/node_modules
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
@@ -57,4 +65,4 @@ fuzz: install
 	$(BIN)/python -m pytest -q tests/fuzz --cases $(CASES)
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist $(VENV) $(JS)/node_modules

@@ -42,6 +42,11 @@ class StorageStyle(StrEnum):
     zero_copy = "zero-copy"
 
 
+class Layout(StrEnum):
+    ort = "ort"
+    transformersjs = "transformersjs"
+
+
 class Weights(StrEnum):
     link = "link"
     copy = "copy"
@@ -144,6 +149,12 @@ def export(
     dtype: Annotated[
         NumberType, typer.Option(help="What the graphs compute in.")
     ] = NumberType.float32,
+    target: Annotated[
+        Layout,
+        typer.Option(
+            help="Whose files: ours, for onnxruntime, or a folder that transformers.js loads."
+        ),
+    ] = Layout.ort,
     progress: ProgressOption = ProgressStyle.auto,
 ) -> None:
     """A checkpoint's unguarded ONNX graphs, as apply takes them; the model is never in memory.
@@ -153,7 +164,8 @@ def export(
     """
     from guardbake.steps.export import export_checkpoint
 
-    export_checkpoint(checkpoint, out, weights.value, dtype.value, reporter_for(progress.value))
+    reporter = reporter_for(progress.value)
+    export_checkpoint(checkpoint, out, weights.value, dtype.value, target.value, reporter)
     print(f"unguarded graphs: {out}")
 
 

@@ -75,6 +75,8 @@ Number = Literal["float32", "float16", "bfloat16"]
 """What a graph computes in."""
 Storage = Literal["stream", "zero-copy"]
 """Where a graph's weights lie: in a file of its own, or in the checkpoint's own files."""
+Target = Literal["ort", "transformersjs"]
+"""Whose loader finds its files in the folder: our runner's and plain onnxruntime, or that one's."""
 
 
 class Exporter(Protocol):
@@ -86,12 +88,21 @@ class Exporter(Protocol):
 
     name: str
 
+    def admit(self, checkpoint: Path, number: Number, storage: Storage, target: Target) -> None:
+        """Raise what stands against such an export, before any work."""
+        ...
+
     def capture(self, checkpoint: Path, number: Number, folder: Path) -> None:
         """Write what the configuration in the folder `checkpoint` determines into `folder`."""
         ...
 
     def export(
-        self, files: CheckpointFiles, captured: Path, storage: Storage, folder: Path
+        self,
+        files: CheckpointFiles,
+        captured: Path,
+        storage: Storage,
+        folder: Path,
+        target: Target = "ort",
     ) -> None:
         """Write the model into `folder`, which is there, empty, and dropped on any error."""
         ...

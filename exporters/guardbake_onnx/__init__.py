@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the runner must import without torch
-    from guardbake.plugins import Number, Storage
+    from guardbake.plugins import Number, Storage, Target
     from guardbake.vlm.load import CheckpointFiles
 
 __all__ = ["OnnxExporter"]
@@ -18,6 +18,16 @@ class OnnxExporter:
     """Entry point `onnx` of the group `guardbake.exporters`."""
 
     name = "onnx"
+
+    def admit(self, checkpoint: Path, number: Number, storage: Storage, target: Target) -> None:
+        """Raises UnsupportedError or UsageError at what the target cannot have."""
+        from guardbake.vlm.catalog import family_of
+        from guardbake.vlm.load import read_config
+
+        from guardbake_onnx.transformersjs import admit
+
+        if target == "transformersjs":
+            admit(checkpoint, family_of(read_config(checkpoint)).name, number, storage)
 
     def capture(self, checkpoint: Path, number: Number, folder: Path) -> None:
         """Write decoder.onnx, vision.onnx and embedding.onnx, parameters as inputs, into `folder`.
@@ -43,7 +53,12 @@ class OnnxExporter:
         ir.save(build_embedding(model, family), folder / "embedding.onnx")
 
     def export(
-        self, files: CheckpointFiles, captured: Path, storage: Storage, folder: Path
+        self,
+        files: CheckpointFiles,
+        captured: Path,
+        storage: Storage,
+        folder: Path,
+        target: Target = "ort",
     ) -> None:
         """Write the captured graphs with the checkpoint's weights, and model.json, into `folder`.
 
@@ -59,6 +74,7 @@ class OnnxExporter:
         from guardbake.vlm.tensors import parameters_in
 
         from guardbake_onnx.describe import describe
+        from guardbake_onnx.transformersjs import write_transformersjs
         from guardbake_onnx.weights import link, stream
         from guardbake_onnx.write import write_linked, write_model
 
@@ -72,7 +88,11 @@ class OnnxExporter:
         if storage == "stream":
             for graph in graphs.values():
                 stream(graph, tensors)
-            write_model(graphs, description, folder)
+            if target == "transformersjs":
+                token = tokenizer.convert_ids_to_tokens([description.image_token_id])[0]
+                write_transformersjs(graphs, description, files.folder, token, folder)
+            else:
+                write_model(graphs, description, folder)
             return
         shards = {file for graph in graphs.values() for file in link(graph, tensors)}
         weights = [(file, files.sha256[file.name]) for file in sorted(shards)]

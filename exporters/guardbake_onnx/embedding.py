@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from transformers import PreTrainedModel
 
 from guardbake.vlm.catalog import Family
@@ -97,6 +98,19 @@ def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
         name="main_graph",
     )
     return ir.Model(graph, ir_version=10, producer_name="guardbake")
+
+
+def look_up_alone(model: ir.Model) -> None:
+    """Cut the graph of `embedding_graph` down to input_ids -> inputs_embeds, for a caller that puts
+    the image features in their place itself."""
+    graph = model.graph
+    whole = graph.outputs[0]
+    words = next(node for node in graph if node.name == "/embedding/Gather").outputs[0]
+    words.type, words.shape = whole.type, whole.shape
+    graph.outputs[0] = words
+    RemoveUnusedNodesPass()(model)
+    words.name = "inputs_embeds"
+    graph.inputs.pop()  # the features
 
 
 def _as_int(op: Callable[..., ir.Value], flags: ir.Value) -> ir.Value:

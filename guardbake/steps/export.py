@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from guardbake.bundle.canonical import JSON
 from guardbake.bundle.folders import new_folder, refuse_existing
-from guardbake.plugins import Number, Storage, find_exporter
+from guardbake.plugins import Number, Storage, Target, find_exporter
 from guardbake.progress import Reporter
 from guardbake.steps.records import code_digest, file_digest, folder_digest
 from guardbake.steps.staging import Stages, StagesBeside
@@ -55,13 +55,14 @@ def exporter_digest() -> str:
 
 
 def export_checkpoint(
-    named: str, out: Path, storage: Storage, number: Number, reporter: Reporter
+    named: str, out: Path, storage: Storage, number: Number, target: Target, reporter: Reporter
 ) -> None:
     """Write the unguarded graphs of a checkpoint to the new folder `out`, as a bake does.
 
-    named: a checkpoint folder, a folder with a delta.toml, or the id of a model cached here. The
-    checkpoint is hashed while its graphs are captured. Raises UsageError (no checkpoint, `out`
-    exists), UnsupportedError, MalformedError, IntegrityError (it changed meanwhile).
+    named: a checkpoint folder, a folder with a delta.toml, or the id of a model cached here.
+    target: whose files they become. The checkpoint is hashed while its graphs are captured. Raises
+    UsageError (no checkpoint, `out` exists), UnsupportedError, MalformedError, IntegrityError (it
+    changed meanwhile).
     """
     from guardbake.vlm.load import check_weights, checkpoint_folder, hash_files, read_config
 
@@ -69,16 +70,23 @@ def export_checkpoint(
     stages = StagesBeside(out, reporter)
     checkpoint = checkpoint_folder(str(checkpoint_at(Path(named), stages)), allow_network=False)
     read_config(checkpoint)
+    find_exporter("onnx").admit(checkpoint, number, storage, target)
     check_weights(checkpoint)  # before any work
     with ThreadPoolExecutor(max_workers=1) as beside:
         hashing = beside.submit(hash_files, checkpoint)
         captured = capture(checkpoint, number, stages)
         files = hashing.result()
     with new_folder(out) as folder:
-        write_export(files, captured, storage, folder)
+        write_export(files, captured, storage, folder, target)
 
 
-def write_export(files: CheckpointFiles, captured: Path, storage: Storage, folder: Path) -> None:
+def write_export(
+    files: CheckpointFiles,
+    captured: Path,
+    storage: Storage,
+    folder: Path,
+    target: Target = "ort",
+) -> None:
     """Write the model into a folder that is dropped on any error, such as a checkpoint's change."""
-    find_exporter("onnx").export(files, captured, storage, folder)
+    find_exporter("onnx").export(files, captured, storage, folder, target)
     files.require_unchanged()

@@ -1,0 +1,153 @@
+"""Lay a model out for transformers.js: its file names, the sizes it knows, its configuration files.
+
+Read off transformers.js 4.3.1. Its LLaVA pipeline opens three graphs in onnx/ by name, puts the
+image features in the place of the image tokens itself, and makes an empty cache from the decoder's
+declared inputs, of whose sizes it knows `batch_size` by that name and takes any other for zero.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from guardbake.bundle.canonical import canonical_lines
+from guardbake.errors import UnsupportedError, UsageError
+from guardbake.plugins import Number, Storage
+from guardbake.vlm.load import read_json
+
+from guardbake_onnx.description import FILE_NAME, Description
+from guardbake_onnx.embedding import look_up_alone
+from guardbake_onnx.tidy import rename_dimension
+from guardbake_onnx.write import EXTERNAL_FROM
+
+_GRAPHS = {"decoder": "decoder_model_merged", "vision": "vision_encoder"}
+_GRAPHS |= {"embedding": "embed_tokens"}
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_PIXELS, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_CLASS = "LlavaProcessor"
+_TEMPLATE = "chat_template.jinja"
+_COPIED = (_TEMPLATE, "generation_config.json", "special_tokens_map.json")
+
+
+def write_transformersjs(
+    graphs: Mapping[str, ir.Model],
+    description: Description,
+    checkpoint: Path,
+    image_token: str,
+    folder: Path,
+) -> None:
+    """Write the graphs into folder/onnx, and beside it what transformers.js reads of a checkpoint.
+
+    graphs: as captured, with their weights; changed here. checkpoint: the folder with the model's
+    own configuration and tokenizer, which `admit` lets pass. image_token: as that tokenizer spells
+    it.
+    """
+    look_up_alone(graphs["embedding"])
+    (folder / "onnx").mkdir()
+    for role, name in _GRAPHS.items():
+        rename_dimension(graphs[role].graph, "batch", "batch_size")
+        path = folder / "onnx" / f"{name}.onnx"
+        ir.save(
+            graphs[role],
+            path,
+            external_data=f"{path.name}_data",  # the name it looks for
+            size_threshold_bytes=EXTERNAL_FROM,
+        )
+    config = read_json(checkpoint / "config.json")
+    files = {
+        "config.json": _config(config, description),
+        _PIXELS: _pixels(checkpoint),
+        _PROCESSOR: _processor(config, description, image_token),
+        _TOKENIZER_CONFIG: _tokenizer_config(checkpoint),
+    }
+    for name, content in files.items():
+        (folder / name).write_text(canonical_lines(content), encoding="utf-8")
+    for name in (_TOKENIZER, *_COPIED):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    (folder / FILE_NAME).write_text(description.to_json(), encoding="utf-8")
+
+
+def admit(checkpoint: Path, family: str, number: Number, storage: Storage) -> None:
+    """UnsupportedError if transformers.js would not run the model, UsageError if the weights shall
+    stay in the checkpoint's own files."""
+    there = {path.name for path in checkpoint.iterdir()}
+    wrong, wanted = None, ""
+    if family != "llava":
+        wrong, wanted = f"a {family}", "a llava: what its loop feeds to others is not known here"
+    elif number != "float32":
+        wrong, wanted = f"--dtype {number}", "float32, in which it feeds pixels and merges features"
+    elif not {_TOKENIZER, _TOKENIZER_CONFIG} <= there or not {_PIXELS, _PROCESSOR} & there:
+        wrong = f"files {', '.join(sorted(there))}"[:200]
+        wanted = f"{_TOKENIZER}, {_TOKENIZER_CONFIG} and {_PROCESSOR}"
+    if wrong is not None:
+        raise UnsupportedError(
+            found=wrong,
+            expected=wanted,
+            where=f"the export of {checkpoint} for transformers.js",
+            remedy="export with --target ort, or save the checkpoint's processor beside it",
+        )
+    if storage == "zero-copy":
+        raise UsageError(
+            found="--weights zero-copy",
+            expected="--weights stream: transformers.js looks for weights under names of its own",
+            where=f"the export of {checkpoint} for transformers.js",
+            remedy="leave --weights out, or export with --target ort",
+        )
+
+
+def _config(config: dict[str, Any], description: Description) -> dict[str, Any]:
+    """The checkpoint's, with what it may leave to Python's defaults, and how the files are found.
+
+    A cache is named by num_hidden_layers; without it no cache is fed at all.
+    """
+    text = {
+        "model_type": "llama",
+        **config.get("text_config", {}),
+        "num_hidden_layers": description.layers,
+        "num_key_value_heads": description.kv_heads,
+    }
+    return config | {
+        "image_token_index": description.image_token_id,
+        "text_config": text,
+        "transformers.js_config": {"dtype": "fp32", "use_external_data_format": True},
+    }
+
+
+def _pixels(checkpoint: Path) -> dict[str, Any]:
+    """What transformers 5 nests in processor_config.json stands in a file of its own."""
+    own = checkpoint / _PIXELS
+    if own.is_file():
+        pixels = read_json(own)
+    else:
+        pixels = read_json(checkpoint / _PROCESSOR).get("image_processor", {})
+    return {**pixels, "processor_class": _CLASS}
+
+
+def _processor(
+    config: dict[str, Any], description: Description, image_token: str
+) -> dict[str, Any]:
+    """How many image tokens a picture gets: one a patch, and one more if the class token stays.
+
+    Python's processor subtracts that token again; transformers.js adds what is written here.
+    """
+    whole = config.get("vision_feature_select_strategy", "default") == "full"
+    return {
+        "image_token": image_token,
+        "num_additional_image_tokens": int(whole),
+        "patch_size": description.vision.patch_size,
+        "processor_class": _CLASS,
+    }
+
+
+def _tokenizer_config(checkpoint: Path) -> dict[str, Any]:
+    """With the chat template in it: the file beside it is not read for this family."""
+    config = read_json(checkpoint / _TOKENIZER_CONFIG)
+    template = checkpoint / _TEMPLATE
+    if template.is_file():
+        config["chat_template"] = template.read_text(encoding="utf-8")
+    return config
