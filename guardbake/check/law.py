@@ -3,6 +3,8 @@
 The law is evaluated in float64. Limits are those of float32 sums and of the tensor's own dtype, not
 of taste: a sum of n products is off by at most about sqrt(n) u times their size (Higham and Mary
 2019, section 2), with u = 2^-24; the last rounding is one unit of the dtype that the graph stores.
+So is the first: where onnxruntime has no kernel for half precision it computes in float32, and
+hands a guard, which reads in float32, the value before the rounding that everybody else sees.
 """
 
 from __future__ import annotations
@@ -85,13 +87,16 @@ def require_agreement(found: Iterable[Agreement]) -> None:
 def _scores(
     spec: GuardSpec, gate: int, sensor: Sensor, scores: Array, seen: Arrays, feeds: Arrays
 ) -> list[Agreement]:
-    xs = [seen[f"{REACHED}{site}"].astype(np.float64) for site in sensor.sites]
+    stored = [seen[f"{REACHED}{site}"] for site in sensor.sites]
+    xs = [x.astype(np.float64) for x in stored]
     wide = law.features(xs, sensor.readings)
-    size = sum(
-        (_norm(x) + _norm(r.centre)) * float(np.linalg.norm(r.directions))
-        for x, r in zip(xs, sensor.readings, strict=True)
-    )
-    limit = SPREAD * UNIT * (np.sqrt(spec.model.width) * size + max(map(abs, sensor.thresholds)))
+    size, first = np.zeros(scores.shape), np.zeros(scores.shape)
+    for x, kept, reading in zip(xs, stored, sensor.readings, strict=True):
+        gain = float(np.linalg.norm(reading.directions))
+        size += (_norm(x) + _norm(reading.centre)) * gain
+        first += _STORED[kept.dtype] * _norm(x) * gain
+    sums = np.sqrt(spec.model.width) * size + max(map(abs, sensor.thresholds))
+    limit = SPREAD * UNIT * sums + first
     if not sensor.pools:
         wanted = law.score(wide, sensor.thresholds)
         return [_within(f"score of gate {gate}", scores - wanted, limit)]
@@ -149,7 +154,7 @@ def _edit(spec: GuardSpec, edit: Edit, seen: Arrays, feeds: Arrays) -> list[Agre
 def _limit(edit: Edit, y: Array, wanted: Array) -> Array:
     """The largest distance |graph - law| of a token, [tokens]."""
     width = y.shape[-1]
-    size = _norm(y.astype(np.float64))
+    reached = size = _norm(y.astype(np.float64))
     gain = 1.0
     for branch in edit.branches:
         gains = 1.0 if branch.gains is None else float(np.abs(branch.gains).max())
@@ -157,7 +162,8 @@ def _limit(edit: Edit, y: Array, wanted: Array) -> Array:
         size = size + _norm(branch.centre)
     if edit.push is not None:
         gain += abs(edit.strength) * float(np.linalg.norm(edit.push))
-    stored = _STORED[y.dtype] * _norm(wanted) + _SMALLEST[y.dtype] * np.sqrt(width)
+    ends = _norm(wanted) + gain * reached
+    stored = _STORED[y.dtype] * ends + _SMALLEST[y.dtype] * np.sqrt(width)
     return np.asarray(SPREAD * UNIT * np.sqrt(width) * gain * (size + 1.0) + stored)
 
 

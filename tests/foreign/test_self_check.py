@@ -11,6 +11,7 @@ import pytest
 
 from guardbake.errors import IntegrityError, ParityError, UnsupportedError
 from guardbake.passes.functions import DOMAIN
+from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.steps.feeds import head_size_of
 from guardbake.steps.rewrite import insert, load_graph
@@ -125,6 +126,21 @@ def test_what_is_right_is_within_its_limits(
     found = check(graph_of(name), foreign_guard("sequence", pools=True))
     assert max(row["worst"] for row in found.values()) < most
     assert found["layers.1.ffn_output while open"]["compared"] > 0
+
+
+def test_a_sensor_may_read_what_was_not_yet_rounded(
+    graph_of: Callable[[str], Path], foreign_guard: Callable[..., GuardSpec]
+) -> None:
+    """onnxruntime multiplies float16 matrices in float32 on a CPU, and hands that to the sensor."""
+    for layer in (0, 1):
+        guard = foreign_guard(sensor=Site(layer, "ffn_output"), threshold=0.0)
+        found = check(graph_of("genai-fp16"), guard)
+        # more than float32 sums of 16 numbers below one explain, less than a rounding to float16
+        assert 1e-5 < found["score of gate 0"]["difference"] < 1e-3
+        assert found["score of gate 0"]["worst"] < 1
+    plant = scaled("/directions", lambda a: a * np.float32(1.01))
+    with pytest.raises(ParityError, match="score"):
+        check(graph_of("genai-fp16"), guard, plant)
 
 
 def test_a_fault_that_float16_hides_is_seen_in_float32(
