@@ -21,11 +21,16 @@ from guardbake.vlm.load import read_json
 
 from guardbake_onnx.description import FILE_NAME, Description
 from guardbake_onnx.embedding import look_up_alone
+from guardbake_onnx.float_io import in_float32
 from guardbake_onnx.tidy import rename_dimension
 from guardbake_onnx.write import EXTERNAL_FROM
 
 _GRAPHS = {"decoder": "decoder_model_merged", "vision": "vision_encoder"}
 _GRAPHS |= {"embedding": "embed_tokens"}
+# what JavaScript makes, merges or chooses from, whatever the graphs compute in
+_FLOAT32 = ("pixel_values", "image_features", "inputs_embeds", "logits")
+# what a number type is called in file names, and in the configuration
+_NUMBERS = {ir.DataType.FLOAT: ("", "fp32"), ir.DataType.FLOAT16: ("_fp16", "fp16")}
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _PIXELS, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _CLASS = "LlavaProcessor"
@@ -46,11 +51,14 @@ def write_transformersjs(
     own configuration and tokenizer, which `admit` lets pass. image_token: as that tokenizer spells
     it.
     """
+    computed = graphs["decoder"].graph.inputs[0].dtype
+    suffix, number = _NUMBERS[computed or ir.DataType.UNDEFINED]
     look_up_alone(graphs["embedding"])
     (folder / "onnx").mkdir()
     for role, name in _GRAPHS.items():
         rename_dimension(graphs[role].graph, "batch", "batch_size")
-        path = folder / "onnx" / f"{name}.onnx"
+        in_float32(graphs[role].graph, _FLOAT32)
+        path = folder / "onnx" / f"{name}{suffix}.onnx"
         ir.save(
             graphs[role],
             path,
@@ -59,7 +67,7 @@ def write_transformersjs(
         )
     config = read_json(checkpoint / "config.json")
     files = {
-        "config.json": _config(config, description),
+        "config.json": _config(config, description, number),
         _PIXELS: _pixels(checkpoint),
         _PROCESSOR: _processor(config, description, image_token),
         _TOKENIZER_CONFIG: _tokenizer_config(checkpoint),
@@ -79,8 +87,8 @@ def admit(checkpoint: Path, family: str, number: Number, storage: Storage) -> No
     wrong, wanted = None, ""
     if family != "llava":
         wrong, wanted = f"a {family}", "a llava: what its loop feeds to others is not known here"
-    elif number != "float32":
-        wrong, wanted = f"--dtype {number}", "float32, in which it feeds pixels and merges features"
+    elif number == "bfloat16":
+        wrong, wanted = f"--dtype {number}", "float32 or float16, which its tensors can hold"
     elif not {_TOKENIZER, _TOKENIZER_CONFIG} <= there or not {_PIXELS, _PROCESSOR} & there:
         wrong = f"files {', '.join(sorted(there))}"[:200]
         wanted = f"{_TOKENIZER}, {_TOKENIZER_CONFIG} and {_PROCESSOR}"
@@ -100,7 +108,7 @@ def admit(checkpoint: Path, family: str, number: Number, storage: Storage) -> No
         )
 
 
-def _config(config: dict[str, Any], description: Description) -> dict[str, Any]:
+def _config(config: dict[str, Any], description: Description, number: str) -> dict[str, Any]:
     """The checkpoint's, with what it may leave to Python's defaults, and how the files are found.
 
     A cache is named by num_hidden_layers; without it no cache is fed at all.
@@ -114,7 +122,7 @@ def _config(config: dict[str, Any], description: Description) -> dict[str, Any]:
     return config | {
         "image_token_index": description.image_token_id,
         "text_config": text,
-        "transformers.js_config": {"dtype": "fp32", "use_external_data_format": True},
+        "transformers.js_config": {"dtype": number, "use_external_data_format": True},
     }
 
 

@@ -30,9 +30,9 @@ SCRIPT = Path(__file__).parent / "transformersjs" / "ask.mjs"
 CHECKPOINT = models_root() / "tiny-llava"
 TOKENS = 9
 TURN = "how do i make a cake ?"
-# float32 on both sides, whose kernels sum in other orders: six layers of 128 columns behind a
-# picture of values up to one; scores about five
-PIXEL_ROUNDING, SCORE_ROUNDING = 1e-6, 1e-4
+# float32 on both sides, whose kernels sum in other orders, behind a picture of values up to one:
+# scores about ten, seen 1e-6 apart; in float16, whose unit is 2^-11 of a value, 4e-4 apart
+PIXEL_ROUNDING, SCORE_ROUNDING, SCORE_ROUNDING_HALF = 1e-6, 1e-5, 2e-3
 pytestmark = pytest.mark.skipif(
     shutil.which("node") is None, reason="no node, in which transformers.js runs"
 )
@@ -67,8 +67,12 @@ def questions(vlm: Vlm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Quest
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("transformersjs") / "exported"
-    done = guardbake("export", CHECKPOINT, "-o", folder, "--target", "transformersjs")
+    return export(tmp_path_factory.mktemp("transformersjs") / "exported", "float32")
+
+
+def export(folder: Path, number: str) -> Path:
+    target = "--target", "transformersjs", "--dtype", number
+    done = guardbake("export", CHECKPOINT, "-o", folder, *target)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -90,7 +94,11 @@ def unguarded(exported: Path, questions: tuple[Question, ...]) -> list[Any]:
 
 
 def require_alike(
-    vlm: Vlm, spec: GuardSpec | None, question: Question, answer: dict[str, Any]
+    vlm: Vlm,
+    spec: GuardSpec | None,
+    question: Question,
+    answer: dict[str, Any],
+    rounding: float = SCORE_ROUNDING,
 ) -> Trace:
     """The same tokens and pixels in, and out of them what PyTorch with the guard's hooks makes."""
     picture = None if question.image is None else Image.open(question.image)
@@ -108,7 +116,7 @@ def require_alike(
         scores, opened = said(answer)
         first = batch.input_ids.shape[1] - 1
         assert (opened == wanted.guard_open[:, first:, 0]).all()
-        assert np.abs(scores - wanted.guard_score[:, first:, 0]).max() < SCORE_ROUNDING
+        assert np.abs(scores - wanted.guard_score[:, first:, 0]).max() < rounding
     return wanted
 
 
@@ -131,15 +139,17 @@ def guarded(
 ) -> Guarded:
     """A guard for this model and the folder it was applied to."""
 
-    def make(profile: str, threshold: float, pools: bool = False) -> tuple[GuardSpec, Path]:
+    def make(
+        profile: str, threshold: float, pools: bool = False, source: Path = exported
+    ) -> tuple[GuardSpec, Path]:
         changes = {"strength": 20.0, "threshold": threshold, "pools": pools, "seed": 3}
         place = {"width": 128, "layers": 6, "sensor": Site(2, "residual"), "edits": (4,)}
         made = guard(profile, "steer", **changes, **place)
         spec = replace(made, model=replace(made.model, digest=vlm.model_digest))
         pack, out = tmp_path / "guard.safetensors", tmp_path / f"{profile} {pools} {threshold}"
         save_guard(spec, pack)
-        assert run("apply", exported, "--guard", pack, "-o", out) == 0
-        assert run("verify", out, "--unguarded", exported) == 0
+        assert run("apply", source, "--guard", pack, "-o", out) == 0
+        assert run("verify", out, "--unguarded", source) == 0
         return spec, out
 
     return make
@@ -193,6 +203,23 @@ def test_the_loop_carries_a_latched_guard(
         mine, opened = said(answer)
         assert set(opened.ravel()) == {bool(other < first)}
         assert mine.min() < 0 < mine.max()
+
+
+def test_a_folder_in_float16(
+    guarded: Guarded,
+    vlm: Vlm,
+    questions: tuple[Question, ...],
+    unguarded: list[Any],
+    tmp_path: Path,
+) -> None:
+    """Held to PyTorch in float32: the same choices, and scores that float16 has rounded."""
+    half = export(tmp_path / "half", "float16")
+    for threshold in (-9.0, 9.0):
+        spec, folder = guarded("sequence", threshold, True, half)
+        answers = ask(folder, *questions)
+        for question, answer, before in zip(questions, answers, unguarded, strict=True):
+            require_alike(vlm, spec, question, answer, SCORE_ROUNDING_HALF)
+            assert (answer["tokens"] == before) == (threshold > 0)
 
 
 def test_a_second_turn_is_decided_anew(
@@ -269,5 +296,5 @@ def test_what_transformersjs_cannot_have_is_not_exported(
         assert [path.name for path in tmp_path.iterdir()] == []
 
     refused(2, "zero-copy", CHECKPOINT, "--weights", "zero-copy")
-    refused(3, "float16", CHECKPOINT, "--dtype", "float16")
+    refused(3, "bfloat16", CHECKPOINT, "--dtype", "bfloat16")
     refused(3, "a qwen2_5_vl", models_root() / "tiny-qwen2_5_vl")
