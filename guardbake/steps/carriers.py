@@ -28,7 +28,7 @@ from guardbake.steps.runtimes import GENAI_CONFIG, Runtime
 
 CONFIG = "config.json"
 # families whose loop was seen to name its caches by the number of layers, and nothing else
-_COUNTED = ("llava",)
+_COUNTED = ("llava", "qwen2_5_vl")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ async function processed({ texts, image }) {
     const prompts = texts.map((text) => prompt(text, image));
     const options = { add_special_tokens: false, padding: true }; // the template has them
     if (!image) return processor.tokenizer(prompts, options);
-    return processor(await RawImage.read(image), prompts, options);
+    const picture = await RawImage.read(image);
+    if (model.config.model_type === 'llava') return processor(picture, prompts, options);
+    return processor(prompts, picture);
 }
 
 async function answered(inputs, tokens, cache) {
