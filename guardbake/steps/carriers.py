@@ -90,7 +90,7 @@ def _behind_caches(folder: ModelFolder, pools: bool) -> Carrier:
     if config.get("model_type") not in _COUNTED:
         return Carrier(None, {})
     layers = _at(config, "text_config", "num_hidden_layers")
-    if not isinstance(layers, int):
+    if not isinstance(layers, int) or layers < 1:
         raise MalformedError(
             found=f"{layers!r:.20} layers",
             expected="text_config.num_hidden_layers, by which the loop names its caches",
