@@ -91,7 +91,7 @@ def export(checkpoint: Path, folder: Path, number: Number) -> Path:
 def ask(folder: Path, *questions: Question) -> list[dict[str, Any]]:
     """What ask.mjs answers; `make test` installs what it needs."""
     asked = json.dumps([question.to_json() for question in questions])
-    command = ["node", str(SCRIPT), str(folder)]
+    command = ["node", "--no-warnings", str(SCRIPT), str(folder)]  # of node itself
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""  # it warns of inputs and files that it does not understand
