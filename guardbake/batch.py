@@ -17,8 +17,9 @@ class Batch:
 
     input_ids, attention_mask: [B, T] int64. image_mask: [B, T] bool, True at image tokens.
     pixel_values: the processor's own array, images of all requests one after another on axis 0
-      (CLIP: [images, 3, h, w]; Qwen: [patches, 3 * t * p * p]); None if no request has an image.
+      (Qwen: [patches, 3 * t * p * p]; others: [tiles, 3, h, w]); None if no request has an image.
     image_grid_thw: [images, 3] int64 in patches, Qwen only.
+    image_tiling: [images, 3] int64, LLaVA-NeXT and OneVision only: tiles, height and width px.
     answered: how many columns on the right are no longer prompt but answer.
     """
 
@@ -28,6 +29,7 @@ class Batch:
     pixel_values: Array | None
     image_grid_thw: Array | None
     answered: int = 0
+    image_tiling: Array | None = None
 
     @property
     def text_mask(self) -> Array:
@@ -66,20 +68,31 @@ def without_images(batch: Batch) -> Batch:
 def alone(batch: Batch, row: int) -> Batch:
     """One request of the batch without its padding, and with its own images."""
     real = batch.attention_mask[row] == 1
-    pixels, grid = batch.pixel_values, batch.image_grid_thw
+    pixels, grid, tiling = batch.pixel_values, batch.image_grid_thw, batch.image_tiling
     if pixels is not None:
-        patches = np.ones(len(pixels), np.int64) if grid is None else grid.prod(axis=1)
-        # an image takes up tokens as it takes up patches, so rows of images end where tokens do
-        ends = patches.cumsum() * int(batch.image_mask.sum()) // int(patches.sum())
-        before = int(batch.image_mask[:row].sum())
-        own = (ends > before) & (ends <= before + int(batch.image_mask[row].sum()))
-        grid = None if grid is None else grid[own]
-        pixels = pixels[np.repeat(own, patches)] if own.any() else None
+        own, size = _own_images(batch, row, len(pixels))
+        grid = grid[own] if grid is not None and own.any() else None
+        tiling = tiling[own] if tiling is not None and own.any() else None
+        pixels = pixels[np.repeat(own, size)] if own.any() else None
     return Batch(
         batch.input_ids[[row]][:, real],
         batch.attention_mask[[row]][:, real],
         batch.image_mask[[row]][:, real],
         pixels,
-        grid if pixels is not None else None,
+        grid,
         batch.answered,
+        tiling,
     )
+
+
+def _own_images(batch: Batch, row: int, pixel_rows: int) -> tuple[Array, Array]:
+    """Which images are the request's [images] bool, and how many rows of pixels each takes up."""
+    if batch.image_tiling is not None:  # cut to its own shape, so told apart by its request alone
+        shown = batch.image_mask.any(axis=1)
+        return np.flatnonzero(shown) == row, batch.image_tiling[:, 0]
+    grid = batch.image_grid_thw
+    size = np.ones(pixel_rows, np.int64) if grid is None else grid.prod(axis=1)
+    # an image takes up tokens as it takes up patches, so rows of images end where tokens do
+    ends = size.cumsum() * int(batch.image_mask.sum()) // int(size.sum())
+    before = int(batch.image_mask[:row].sum())
+    return (ends > before) & (ends <= before + int(batch.image_mask[row].sum())), size

@@ -85,6 +85,8 @@ def _check_decoder(decoder: Any) -> None:
             remedy="export with another tool and use guardbake apply",
         )
     layers = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if kind == "MistralModel" and decoder.config.sliding_window is not None:
+        layers = {"sliding_attention"}  # its configuration has no kinds of layers
     if layers != {"full_attention"}:
         raise UnsupportedError(
             found=f"layers of {sorted(layers)}",
@@ -124,10 +126,22 @@ class _Decoder(torch.nn.Module):
         return self.lm_head(hidden), [(layer.keys, layer.values) for layer in cache.layers]
 
 
+def _as_it_is(mask: torch.Tensor) -> Any:
+    return mask
+
+
+def _by_kind(mask: torch.Tensor) -> Any:
+    return {"full_attention": mask}
+
+
 # how a text model takes a finished mask: as it is, or by kind of layer
 _MASKS: dict[str, Any] = {
-    "LlamaModel": lambda mask: mask,
-    "Qwen2_5_VLTextModel": lambda mask: {"full_attention": mask},
+    "LlamaModel": _as_it_is,
+    "MistralModel": _as_it_is,
+    "Qwen2Model": _by_kind,
+    "Qwen2VLTextModel": _by_kind,
+    "Qwen2_5_VLTextModel": _by_kind,
+    "Qwen3Model": _by_kind,
 }
 
 

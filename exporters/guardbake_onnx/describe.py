@@ -29,7 +29,7 @@ def describe(
         end_ids=_end_ids(model, text),
         pad_id=0 if pad_id is None else pad_id,
         position=family.position,
-        vision=_geometry(family, config.vision_config),
+        vision=_geometry(family, config),
     )
 
 
@@ -49,9 +49,21 @@ def _end_ids(model: PreTrainedModel, text: Any) -> tuple[int, ...]:
     return tuple(sorted({declared} if isinstance(declared, int) else set(declared)))
 
 
-def _geometry(family: Family, vision: Any) -> VisionGeometry:
-    if family.vision_kind == "clip":
-        return VisionGeometry("clip", vision.patch_size, 1, 0, vision.image_size)
-    return VisionGeometry(
-        "qwen2_5_vl", vision.patch_size, vision.spatial_merge_size, vision.window_size, 0
-    )
+def _geometry(family: Family, config: Any) -> VisionGeometry:
+    vision = config.vision_config
+    patch, kind = _side(vision.patch_size), family.vision_kind
+    if kind in ("qwen2_vl", "qwen2_5_vl"):
+        window = getattr(vision, "window_size", 0) if kind == "qwen2_5_vl" else 0
+        return VisionGeometry(kind, patch, vision.spatial_merge_size, window, 0)
+    size = _side(vision.image_size)
+    if kind != "anyres":
+        return VisionGeometry(kind, patch, 1, 0, size)
+    layouts = tuple((int(height), int(width)) for height, width in config.image_grid_pinpoints)
+    ratio = getattr(config, "vision_aspect_ratio", None)
+    limit = 0 if ratio is None else int(ratio.removeprefix("anyres_max_"))
+    return VisionGeometry(kind, patch, 1, 0, size, layouts, limit)
+
+
+def _side(size: Any) -> int:
+    """One side of a square; InternVL spells both."""
+    return int(size if isinstance(size, int) else size[0])

@@ -13,7 +13,7 @@ from guardbake.errors import MalformedError
 from guardbake.vlm.catalog import PositionKind, VisionKind
 
 FILE_NAME = "model.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class VisionGeometry:
     """How an image becomes patches, in pixels unless said otherwise.
 
     merge: patches per image token along one side. window: side of an attention window; 0 if none.
-    image_size: side of the only image size accepted; 0 if any size is.
+    image_size: side of the only image or tile size accepted; 0 if any size is.
+    layouts: height and width of every layout of tiles, anyres only. tile_limit: beyond how many
+      tiles' features a layout is resampled; 0 if never.
     """
 
     kind: VisionKind
@@ -29,6 +31,8 @@ class VisionGeometry:
     merge: int
     window: int
     image_size: int
+    layouts: tuple[tuple[int, int], ...] = ()
+    tile_limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def read_description(folder: Path) -> Description:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError("another format number")
-        geometry = _typed(VisionGeometry, values.pop("vision"))
+        vision = values.pop("vision")
+        vision["layouts"] = tuple((int(height), int(width)) for height, width in vision["layouts"])
+        geometry = _typed(VisionGeometry, vision)
         values["end_ids"] = tuple(values["end_ids"])
         return Description(vision=geometry, **_typed_fields(Description, values, {"vision"}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,7 +94,7 @@ def _typed_fields(kind: type, values: Mapping[str, Any], without: set[str]) -> d
     if set(values) != set(fields):
         raise ValueError(f"keys {sorted(set(values) ^ set(fields))} are missing or unknown")
     for name, declared in fields.items():
-        expected = {"int": int, "tuple[int, ...]": tuple}.get(declared, str)
+        expected = tuple if declared.startswith("tuple") else {"int": int}.get(declared, str)
         if type(values[name]) is not expected:
             raise ValueError(f"{name} is no {declared}")
     return dict(values)

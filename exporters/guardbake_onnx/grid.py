@@ -1,4 +1,4 @@
-"""The index arrays a Qwen2.5-VL vision graph needs for its grid, in numpy.
+"""The index arrays that a vision graph needs for its images, in numpy.
 
 The order of windows and the ends of segments depend on the grid in ways a graph cannot say with
 static operators, so the host computes them: section 2.1 of arXiv 2502.13923, and transformers'
@@ -14,22 +14,31 @@ import numpy.typing as npt
 
 from guardbake.errors import UsageError
 
+from guardbake_onnx.anyres import packed_features
 from guardbake_onnx.description import VisionGeometry
 
 Array = npt.NDArray[Any]
 
 
 def vision_inputs(
-    geometry: VisionGeometry, pixel_values: Array, image_grid_thw: Array | None
+    geometry: VisionGeometry,
+    pixel_values: Array,
+    image_grid_thw: Array | None = None,
+    image_tiling: Array | None = None,
 ) -> dict[str, Array]:
     """The feeds of vision.onnx.
 
-    clip: pixel_values [images, 3, h, w] alone. qwen2_5_vl: pixel_values [patches, 3 * t * p * p]
-    and, from image_grid_thw [images, 3] in patches: position_ids [patches, 2], window_index
-    [tokens], cu_seqlens and cu_window_seqlens [segments + 1], all int64. Raises UsageError if the
-    grids do not add up to the patches.
+    Towers of tiles: pixel_values [tiles, 3, h, w], and for anyres what `packed_features` says of
+    image_tiling. Towers of patches: pixel_values [patches, 3 * t * p * p] and, from image_grid_thw
+    [images, 3] in patches: position_ids [patches, 2] and cu_seqlens [segments + 1], for qwen2_5_vl
+    window_index [tokens] and cu_window_seqlens [windows + 1] as well, all int64. Raises UsageError
+    if the grids do not add up to the patches, or the tilings to the tiles.
     """
-    if geometry.kind == "clip":
+    if geometry.kind == "anyres":
+        return {"pixel_values": pixel_values} | packed_features(
+            geometry, len(pixel_values), image_tiling
+        )
+    if geometry.image_size:
         return {"pixel_values": pixel_values}
     if image_grid_thw is None or int(image_grid_thw.prod(axis=1).sum()) != len(pixel_values):
         raise UsageError(
@@ -40,15 +49,15 @@ def vision_inputs(
             remedy="pass both as the processor returned them",
         )
     grids = [(int(t), int(h), int(w)) for t, h, w in image_grid_thw]
-    index, window_ends = _windows(grids, geometry)
     frames = np.concatenate([np.full(t, h * w) for t, h, w in grids])
-    return {
+    feeds = {
         "pixel_values": pixel_values,
         "position_ids": np.concatenate([_patch_positions(g, geometry.merge) for g in grids]),
-        "window_index": index,
         "cu_seqlens": np.concatenate([[0], np.cumsum(frames)]).astype(np.int64),
-        "cu_window_seqlens": window_ends,
     }
+    if geometry.window:
+        feeds["window_index"], feeds["cu_window_seqlens"] = _windows(grids, geometry)
+    return feeds
 
 
 def _patch_positions(grid: tuple[int, int, int], merge: int) -> Array:

@@ -74,8 +74,8 @@ def order_parameters(graph: ir.Graph, roots: Mapping[str, str]) -> None:
     for value in read:
         parameter = parameter_of(value)
         assert parameter is not None
-        root, _, rest = parameter.name.partition(".")
-        mark(value, parameter.named(f"{roots[root]}.{rest}"))
+        root, dot, rest = parameter.name.partition(".")
+        mark(value, parameter.named(f"{roots[root]}{dot}{rest}"))
     graph.inputs.clear()
     graph.inputs.extend([*fed, *read])
 

@@ -86,10 +86,12 @@ class OnnxRunner:
         if batch.pixel_values is None:
             return None
         session = self._session("vision")
-        dtype = _DTYPES[session.get_inputs()[0].type]
+        geometry, types = self.description.vision, {v.name: v.type for v in session.get_inputs()}
         feeds = vision_inputs(
-            self.description.vision, batch.pixel_values.astype(dtype), batch.image_grid_thw
+            geometry, batch.pixel_values, batch.image_grid_thw, batch.image_tiling
         )
+        for name, value in feeds.items():
+            feeds[name] = value.astype(_DTYPES.get(types[name], value.dtype), copy=False)
         return np.asarray(session.run(["image_features"], feeds)[0])
 
     def embed(self, input_ids: Array, features: Array | None) -> Array:

@@ -23,7 +23,8 @@ from guardbake.errors import MalformedError
 from guardbake.plugins import Trace
 
 Array = npt.NDArray[Any]
-_FEEDS = ("input_ids", "attention_mask", "image_mask", "pixel_values", "image_grid_thw")
+_IMAGES = ("pixel_values", "image_grid_thw", "image_tiling")
+_FEEDS = ("input_ids", "attention_mask", "image_mask", *_IMAGES)
 _TRACE = (
     "tokens",
     "prefill_logits",

@@ -17,7 +17,11 @@ from typing import Literal, Protocol, cast, get_args
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 
 PositionKind = Literal["sequential", "mrope"]
-VisionKind = Literal["clip", "qwen2_5_vl"]
+VisionKind = Literal["anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl"]
+"""How a tower is fed. Tiles of one size, so many tokens each: "clip" (the hidden states that the
+configuration chooses), "internvl" (those, neighbours made one), "idefics3" (the last state).
+"anyres": tiles of one image laid out as the image, in rows that end in a newline. Packed patches of
+any grid: "qwen2_vl", "qwen2_5_vl" (in windows)."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "family": ("name", "model_type", "image_token", "position"),

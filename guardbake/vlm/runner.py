@@ -23,6 +23,7 @@ from guardbake.batch import Batch
 from guardbake.plugins import EDITED, REACHED, Trace, first_end
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
+from guardbake.vlm.catalog import Family
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.reference import TorchGuard, on_site
 
@@ -55,8 +56,8 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
     grid = None if batch.image_grid_thw is None else torch.from_numpy(batch.image_grid_thw)
     if batch.pixel_values is not None:
         shown = torch.from_numpy(batch.pixel_values) if pixels is None else pixels
-        extra = () if grid is None else (grid,)
-        features = inner.get_image_features(shown.to(embeds.dtype), *extra).pooler_output
+        arguments = image_arguments(vlm.family, batch, shown.to(embeds.dtype))
+        features = inner.get_image_features(**arguments).pooler_output
         flat = torch.cat(list(features)).reshape(-1, embeds.shape[-1]).to(embeds.dtype)
         place = torch.from_numpy(batch.image_mask)[..., None].expand_as(embeds)
         embeds = embeds.masked_scatter(place, flat)
@@ -68,6 +69,18 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
     else:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Prompt(embeds, positions, mask, torch.from_numpy(batch.image_mask))
+
+
+def image_arguments(family: Family, batch: Batch, pixels: Tensor) -> dict[str, Tensor]:
+    """What transformers' `get_image_features` of this family wants of a batch with images."""
+    if batch.image_grid_thw is not None:
+        return {"pixel_values": pixels, "image_grid_thw": torch.from_numpy(batch.image_grid_thw)}
+    if batch.image_tiling is not None:
+        sizes = torch.from_numpy(batch.image_tiling[:, 1:])
+        return {"pixel_values": pixels, "image_sizes": sizes}
+    # Idefics3 counts the tiles of each request; here they are one request's
+    tiled = family.vision_kind == "idefics3"
+    return {"pixel_values": pixels[None] if tiled else pixels}
 
 
 class Session:

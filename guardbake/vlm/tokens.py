@@ -22,7 +22,8 @@ def collate(processor: Any, image_token_id: int, requests: Sequence[Request]) ->
     """Tokenise each request on its own with the checkpoint's chat template, then left-pad.
 
     Each request is (text, image or None). One at a time, so that a request's tokens and pixels
-    cannot depend on its neighbours in the batch.
+    cannot depend on its neighbours in the batch. Raises UnsupportedError for an image that the
+    processor pads.
     """
     if not requests:
         raise UsageError(
@@ -43,8 +44,9 @@ def collate(processor: Any, image_token_id: int, requests: Sequence[Request]) ->
         input_ids=ids,
         attention_mask=mask,
         image_mask=(ids == image_token_id) & (mask == 1),
-        pixel_values=_concatenated(encoded, "pixel_values"),
+        pixel_values=_concatenated([_whole_tiles(one) for one in encoded], "pixel_values"),
         image_grid_thw=_concatenated(encoded, "image_grid_thw"),
+        image_tiling=_concatenated([_tiling(one) for one in encoded], "image_tiling"),
     )
 
 
@@ -109,6 +111,30 @@ def _encode(processor: Any, text: str, image: Image.Image | None) -> dict[str, A
         processor_kwargs={"return_tensors": "np"},
     )
     return {key: np.asarray(value) for key, value in encoded.items()}
+
+
+def _whole_tiles(encoded: dict[str, Array]) -> dict[str, Array]:
+    """Its pixels without the axis of requests, which processors that cut tiles put in front."""
+    if "pixel_values" not in encoded or encoded["pixel_values"].ndim != 5:
+        return encoded
+    padded = encoded.get("pixel_attention_mask")
+    if padded is not None and not padded.all():
+        raise UnsupportedError(
+            found=f"tiles of which {1 - padded.mean():.0%} is padding",
+            expected="tiles filled by the image",
+            where="the image processor",
+            remedy="let it resize images to whole tiles",
+        )
+    return {"pixel_values": encoded["pixel_values"][0]}
+
+
+def _tiling(encoded: dict[str, Array]) -> dict[str, Array]:
+    """(tiles, height, width) of the request's image, where the processor keeps the image's size."""
+    if "image_sizes" not in encoded:
+        return {}
+    tiles = np.array([[encoded["pixel_values"].shape[1]]])
+    sizes = np.concatenate([tiles, encoded["image_sizes"]], axis=1)
+    return {"image_tiling": sizes.astype(np.int64)}
 
 
 def _concatenated(encoded: Sequence[dict[str, Array]], key: str) -> Array | None:

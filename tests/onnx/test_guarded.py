@@ -1,36 +1,27 @@
 """The guarded graph against the guarded reference: every profile, every edit, both families.
 
-Neither rendering imports the other; what they share is the spec. Budgets: 1e-4 on logits and FFN
-outputs, the float32 noise of another summation order on values of order 1 to 10 (seen: below 2e-5).
+Neither rendering imports the other; what they share is the spec.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 
 from guardbake.batch import Batch
-from guardbake.check.comparison import Budget, Budgets
 from guardbake.check.parity import Pair, compare
-from guardbake.passes.insert import InsertGuard
-from guardbake.passes.probe import TapGuard
-from guardbake.passes.verify import VerifyGuard
 from guardbake.site import Site
 from guardbake.spec import GuardSpec, Profile, Sensor
 from guardbake.vlm.runner import TorchRunner
 
-from guardbake_onnx.runner import OnnxRunner
+from tests.onnx.guarding import BUDGETS, NOISE, between, guarded_runner
 
 STEPS = 16
-NOISE = Budget(1e-4, "float32 noise of another summation order, values of order 1 to 10")
-BUDGETS = Budgets(NOISE, NOISE, NOISE, Budget(1e-3, "ten times the score's noise"))
 CASES: list[tuple[Profile, str]] = [
     ("always", "care"),
     ("always", "care parallel"),
@@ -76,30 +67,6 @@ def _guard_for(
     return spec
 
 
-def _between(spec: GuardSpec, gate: int, scores: np.ndarray) -> GuardSpec:
-    """The same guard with the gate's threshold between the largest and the next score [B]."""
-    sensors = list(spec.sensors)
-    high, low = np.sort(scores)[::-1][:2]
-    middle = float((high + low) / 2)
-    old = sensors[gate]
-    sensors[gate] = Sensor(old.readings, tuple(t + middle for t in old.thresholds))
-    return replace(spec, sensors=tuple(sensors))
-
-
-def _guarded(folder: Path, spec: GuardSpec, target: Path, tap: bool) -> OnnxRunner:
-    target.mkdir()
-    for path in folder.iterdir():
-        if path.name != "decoder.onnx":
-            shutil.copyfile(path, target / path.name)  # a link would spoil the others' export
-    model = ir.load(folder / "decoder.onnx")
-    InsertGuard(spec)(model)
-    VerifyGuard(spec, "the test")(model)
-    if tap:
-        TapGuard()(model)
-    ir.save(model, target / "decoder.onnx")
-    return OnnxRunner(target)
-
-
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_guarded_graph_equals_guarded_reference(
     exported: object,
@@ -114,12 +81,12 @@ def test_guarded_graph_equals_guarded_reference(
     for gate in range(len(spec.sensors)):
         scores = TorchRunner(vlm, spec).run(mixed_batch, 1).guard_score
         assert scores is not None
-        spec = _between(spec, gate, scores[:, mixed_batch.input_ids.shape[1] - 1, gate])
+        spec = between(spec, gate, scores[:, mixed_batch.input_ids.shape[1] - 1, gate])
     truth = TorchRunner(vlm, spec).run(mixed_batch, STEPS)
     steps = truth.tokens.shape[1]
     plain = TorchRunner(vlm, None).run(mixed_batch, steps, truth.tokens)
-    tapped = _guarded(folder, spec, tmp_path / "tapped", True)
-    shipped = _guarded(folder, spec, tmp_path / "shipped", False)
+    tapped = guarded_runner(folder, spec, tmp_path / "tapped", True)
+    shipped = guarded_runner(folder, spec, tmp_path / "shipped", False)
     pairs = [
         Pair(
             "mixed",
@@ -151,7 +118,7 @@ def test_a_closed_guard_is_the_unguarded_graph_bit_for_bit(
     spec = _guard_for(exported, guard, ("sequence", "care"))
     sensor = Sensor(spec.sensors[0].readings, (1e9,))
     closed = replace(spec, sensors=(sensor,))
-    runner = _guarded(exported.folder, closed, tmp_path / "closed", False)  # type: ignore[attr-defined]
+    runner = guarded_runner(exported.folder, closed, tmp_path / "closed", False)  # type: ignore[attr-defined]
     ours = runner.run(mixed_batch, 8)
     plain = exported.runner.run(mixed_batch, 8)  # type: ignore[attr-defined]
     assert ours.guard_state is not None
@@ -165,7 +132,7 @@ def test_a_batch_of_mixed_lengths_is_each_row_alone(
 ) -> None:
     """The text-only row alone, without the padding that its neighbours give it."""
     spec = _guard_for(exported, guard, ("sequence", "care"))
-    runner = _guarded(exported.folder, spec, tmp_path / "guarded", False)  # type: ignore[attr-defined]
+    runner = guarded_runner(exported.folder, spec, tmp_path / "guarded", False)  # type: ignore[attr-defined]
     together = runner.run(mixed_batch, 8)
     real = mixed_batch.attention_mask[1] == 1
     alone = runner.run(

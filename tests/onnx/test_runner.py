@@ -21,50 +21,9 @@ from guardbake.vlm.tokens import collate, positions
 from guardbake_onnx import runner
 from guardbake_onnx.runner import OnnxRunner, open_session
 from tests.onnx.conftest import Exported, largest_difference
+from tests.onnx.undefended import LOGITS, torch_trace
 
-# fp32 on both sides. The largest difference seen was 3e-5, where logits reach 11; there torch in
-# fp32 is itself 3.6e-5 away from torch in fp64, and onnxruntime 1.4e-5.
-LOGITS = 1e-4
 STEPS = 9
-
-
-def torch_trace(exported: Exported, batch: Batch, forced: Any) -> tuple[Any, Any]:
-    """Prefill logits [B, T, V] and the logits of each step [B, n, V], by transformers alone.
-
-    Nothing of ours takes part but the batch: positions come from get_rope_index or the mask.
-    """
-    model: Any = exported.vlm.model
-    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
-    images: dict[str, Any] = {}
-    if batch.pixel_values is not None:
-        images["pixel_values"] = torch.from_numpy(batch.pixel_values)
-    grid = None
-    if batch.image_grid_thw is not None:
-        grid = images["image_grid_thw"] = torch.from_numpy(batch.image_grid_thw)
-    if exported.vlm.family.position == "mrope":
-        kinds = torch.from_numpy(batch.image_mask.astype(np.int64))
-        positions, delta = model.model.get_rope_index(ids, kinds, grid, attention_mask=mask)
-        images["mm_token_type_ids"] = kinds
-        after = (mask.sum(1, keepdim=True) + delta)[None].expand(3, -1, -1)
-    else:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        after = mask.sum(1, keepdim=True)
-    with torch.no_grad():
-        out = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **images
-        )
-        prefill, steps = out.logits, [out.logits[:, -1]]
-        for step in range(STEPS - 1):
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-            out = model(
-                input_ids=torch.from_numpy(forced[:, step : step + 1]),
-                attention_mask=mask,
-                position_ids=after + step,
-                past_key_values=out.past_key_values,
-                use_cache=True,
-            )
-            steps.append(out.logits[:, -1])
-    return prefill.numpy(), torch.stack(steps, dim=1).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +41,7 @@ def test_logits_equal_transformers_on_a_mixed_left_padded_batch(
     exported: Exported, mixed_batch: Batch, forced: Any, trace: Trace
 ) -> None:
     assert len(set(mixed_batch.prompt_lengths.tolist())) == 3
-    prefill, steps = torch_trace(exported, mixed_batch, forced)
+    prefill, steps = torch_trace(exported.vlm, mixed_batch, forced)
     assert largest_difference(trace.prefill_logits[trace.valid], prefill[trace.valid]) <= LOGITS
     assert largest_difference(trace.step_logits, steps) <= LOGITS
     # the tolerance can tell: other rows' logits are further away than it by far
@@ -173,7 +132,7 @@ def test_text_only_batch_runs_without_vision(exported: Exported, forced: Any) ->
     requests = [("how to paint", None), ("open", None)]
     batch = collate(exported.vlm.processor, exported.vlm.image_token_id, requests)
     seen = OnnxRunner(exported.folder).run(batch, STEPS, forced_tokens=forced[:2])
-    prefill, steps = torch_trace(exported, batch, forced[:2])
+    prefill, steps = torch_trace(exported.vlm, batch, forced[:2])
     assert largest_difference(seen.prefill_logits[seen.valid], prefill[seen.valid]) <= LOGITS
     assert largest_difference(seen.step_logits, steps) <= LOGITS
 
@@ -181,7 +140,7 @@ def test_text_only_batch_runs_without_vision(exported: Exported, forced: Any) ->
 def test_an_image_token_in_the_answer_is_a_word(exported: Exported, mixed_batch: Batch) -> None:
     words = np.full((3, STEPS), exported.vlm.image_token_id, np.int64)
     seen = exported.runner.run(mixed_batch, STEPS, forced_tokens=words)
-    _, steps = torch_trace(exported, mixed_batch, words)
+    _, steps = torch_trace(exported.vlm, mixed_batch, words)
     assert largest_difference(seen.step_logits, steps) <= LOGITS
 
 

@@ -1,10 +1,11 @@
-"""Family files: the two we ship, and what is refused."""
+"""Family files: those we ship, and what is refused."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from guardbake.errors import MalformedError, UnsupportedError
 from guardbake.vlm.catalog import families, family_from_toml, family_of, models_root
@@ -15,15 +16,18 @@ class Config:
     model_type: str
 
 
-def test_both_families_are_found() -> None:
-    assert [family.name for family in families()] == ["llava", "qwen2_5_vl"]
+def test_every_family_is_found_and_is_of_transformers() -> None:
+    names = [family.name for family in families()]
+    assert names == sorted(names)
+    assert {"idefics3", "internvl", "llava", "llava_next", "qwen2_5_vl", "smolvlm"} <= set(names)
+    assert {family.model_type for family in families()} <= set(CONFIG_MAPPING_NAMES)
     assert family_of(Config("qwen2_5_vl")).position == "mrope"
     assert family_of(Config("llava")).feed_forward_path(3) == "model.language_model.layers.3.mlp"
     assert family_of(Config("llava")).layer_path(0) == "model.language_model.layers.0"
 
 
 def test_an_unknown_family_lists_the_known_ones() -> None:
-    with pytest.raises(UnsupportedError, match=r"'blip'.*llava, qwen2_5_vl"):
+    with pytest.raises(UnsupportedError, match=r"'blip'.*llava, .*qwen2_5_vl"):
         family_of(Config("blip"))
 
 

@@ -1,0 +1,149 @@
+"""Each family from checkpoint to guarded graph: features, logits, guard, prefill and eight steps.
+
+The truth is transformers called directly for what is undefended, and the guarded reference in
+PyTorch for what is guarded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from guardbake.batch import Batch, alone
+from guardbake.check.parity import Pair, compare
+from guardbake.site import Site
+from guardbake.spec import GuardSpec
+from guardbake.vlm.runner import TorchRunner, image_arguments
+from guardbake.vlm.tokens import Request, collate
+
+from tests.families.conftest import noise
+from tests.onnx.conftest import Exported, largest_difference
+from tests.onnx.guarding import BUDGETS, between, guarded_runner
+from tests.onnx.undefended import LOGITS, torch_trace
+
+STEPS = 9  # the prefill's token and eight that are decoded
+FEATURES = 1e-4  # fp32 on both sides, features up to 3; the largest difference seen was 4e-6
+
+
+@pytest.mark.parametrize("sizes", [[(60, 100), (90, 40)], [(33, 33), (30, 120), (64, 64)]])
+def test_image_features_equal_transformers(member: Exported, sizes: list[tuple[int, int]]) -> None:
+    """Several images of several shapes, so of several grids and numbers of tiles."""
+    vlm = member.vlm
+    requests = [("open", noise(*size)) for size in sizes]
+    batch = collate(vlm.processor, vlm.image_token_id, requests)
+    assert batch.pixel_values is not None
+    model: Any = vlm.model
+    arguments = image_arguments(vlm.family, batch, torch.from_numpy(batch.pixel_values))
+    with torch.no_grad():
+        expected = torch.cat(list(model.model.get_image_features(**arguments).pooler_output))
+    seen = member.runner.features(batch)
+    assert seen is not None
+    assert len(seen) == batch.image_mask.sum()
+    assert largest_difference(seen, expected.reshape(seen.shape).numpy()) <= FEATURES
+
+
+def test_logits_equal_transformers_on_a_mixed_left_padded_batch(
+    member: Exported, mixed: Batch
+) -> None:
+    forced = np.random.default_rng(3).integers(8, 40, (3, STEPS), dtype=np.int64)
+    prefill, steps = torch_trace(member.vlm, mixed, forced)
+    seen = member.runner.run(mixed, STEPS, forced)
+    assert largest_difference(seen.prefill_logits[seen.valid], prefill[seen.valid]) <= LOGITS
+    assert largest_difference(seen.step_logits, steps) <= LOGITS
+    # the tolerance can tell: other rows' logits are further away than it by far
+    assert largest_difference(seen.step_logits, np.roll(steps, 1, axis=0)) > 100 * LOGITS
+
+
+def test_a_picture_changes_the_answer(member: Exported, mixed: Batch) -> None:
+    """A planted fault: the wrong picture; the row without one does not notice."""
+    assert mixed.pixel_values is not None
+    right = member.runner.run(mixed, 1).step_logits
+    wrong = dataclasses.replace(mixed, pixel_values=0.5 * mixed.pixel_values)
+    seen = member.runner.run(wrong, 1).step_logits
+    assert largest_difference(seen[[0, 2]], right[[0, 2]]) > 10 * LOGITS
+    assert largest_difference(seen[1], right[1]) <= LOGITS
+
+
+def test_guarded_graph_equals_guarded_reference(
+    member: Exported, mixed: Batch, guard: Callable[..., GuardSpec], tmp_path: Path
+) -> None:
+    """A gate that pools over image tokens opens for one request of the three."""
+    spec = _pooling_guard(member, guard)
+    scores = TorchRunner(member.vlm, spec).run(mixed, 1).guard_score
+    assert scores is not None
+    spec = between(spec, 0, scores[:, mixed.input_ids.shape[1] - 1, 0])
+    words = np.random.default_rng(5).integers(8, 40, (3, STEPS), dtype=np.int64)
+    greedy = TorchRunner(member.vlm, spec).run(mixed, STEPS)
+    truth = TorchRunner(member.vlm, spec).run(mixed, STEPS, words)
+    plain = TorchRunner(member.vlm, None).run(mixed, STEPS, words)
+    tapped = guarded_runner(member.folder, spec, tmp_path / "tapped", True)
+    shipped = guarded_runner(member.folder, spec, tmp_path / "shipped", False)
+    said = tapped.run(mixed, greedy.tokens.shape[1], greedy.tokens)
+    pairs = [
+        Pair("greedy", greedy, said, shipped.run(mixed, STEPS), None),
+        Pair("to the last step", truth, tapped.run(mixed, STEPS, words), None, plain),
+        Pair("in chunks", truth, tapped.run(mixed, STEPS, words, chunk=7), None, None),
+    ]
+    report = compare(pairs, BUDGETS, gated=True)
+    assert not [(c.quantity, c.worst, c.where) for c in report.comparisons if not c.passed]
+    assert sum("FFN output" in c.quantity for c in report.comparisons) == len(spec.edits)
+    assert truth.guard_state is not None
+    assert sorted(truth.guard_state.tolist()) == [1, 1, 2]
+    opened = truth.guard_state == 2
+    changed = np.abs(truth.step_logits - plain.step_logits)[:, 1:]
+    assert changed[opened].max() > 100 * LOGITS
+    assert changed[~opened].max() == 0
+
+
+def test_each_request_alone_equals_the_batch(
+    member: Exported, mixed: Batch, asked: list[Request]
+) -> None:
+    together = member.runner.run(mixed, 1).step_logits
+    for row, request in enumerate(asked):
+        own = alone(mixed, row)
+        seen = member.runner.run(own, 1).step_logits
+        assert largest_difference(seen[0], together[row]) <= LOGITS
+        again = collate(member.vlm.processor, member.vlm.image_token_id, [request])
+        for field in dataclasses.fields(Batch):
+            a, b = getattr(own, field.name), getattr(again, field.name)
+            assert (a is None) == (b is None), field.name
+            assert a is None or np.array_equal(a, b), field.name
+
+
+def test_the_graphs_are_standard_onnx(member: Exported) -> None:
+    for name in ("decoder", "embedding", "vision"):
+        onnx.checker.check_model(member.folder / f"{name}.onnx", full_check=True)
+        nodes = list(ir.load(member.folder / f"{name}.onnx").graph)
+        assert {node.domain for node in nodes} == {""}
+    decoder = ir.load(member.folder / "decoder.onnx").graph
+    operators = [node.op_type for node in decoder]
+    layers = member.runner.description.layers
+    assert operators.count("Attention") == layers
+    assert operators.count("RotaryEmbedding") == 2 * layers
+    values = {value.name for node in decoder for value in node.outputs}
+    assert {Site(layer, "ffn_output").onnx_value for layer in range(layers)} <= values
+
+
+def _pooling_guard(member: Exported, guard: Callable[..., GuardSpec]) -> GuardSpec:
+    description = member.runner.description
+    return guard(
+        "sequence",
+        "care",
+        pools=True,
+        width=description.hidden,
+        layers=description.layers,
+        sensor=(Site(0, "residual"), Site(1, "residual")),
+        edits=(2, 4),
+        strength=2.0,
+        threshold=0.0,
+        gains=True,
+        family=member.vlm.family.name,
+    )
