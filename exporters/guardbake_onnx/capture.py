@@ -18,6 +18,7 @@ from guardbake.site import Site
 from guardbake.vlm.catalog import Family
 
 from guardbake_onnx import tidy
+from guardbake_onnx.deepstack import added_everywhere, deepstack_levels
 from guardbake_onnx.describe import head_dim
 from guardbake_onnx.parameters import order_parameters
 from guardbake_onnx.replicate import only_layers, replicate, template_layers
@@ -30,8 +31,9 @@ def capture_decoder(model: PreTrainedModel, family: Family, whole: bool = False)
     """The decoder's graph; its parameters are inputs (see `parameters`) and may have no data.
 
     inputs_embeds [batch, seq, d], attention_mask [batch, past + seq] int64, position_ids
-    [batch, seq] or [3, batch, seq] int64, past_key_values.N.key/value [batch, kv, past, head_dim]
-    -> logits [batch, seq, V], present.N.key/value. The FFN output of layer N is named
+    [batch, seq] or [3, batch, seq] int64, for a family with deepstack deepstack_embeds [levels,
+    batch, seq, d], past_key_values.N.key/value [batch, kv, past, head_dim] -> logits
+    [batch, seq, V], present.N.key/value. The FFN output of layer N is named
     Site(N, "ffn_output").onnx_value. whole: trace every layer instead of copying the second one;
     the same graph in more time. Raises UnsupportedError for layers that are not full attention,
     SiteError where an FFN has not exactly one output.
@@ -39,16 +41,19 @@ def capture_decoder(model: PreTrainedModel, family: Family, whole: bool = False)
     decoder: Any = model.get_submodule(family.decoder)
     config = decoder.config
     _check_decoder(decoder)
-    kinds = ["full_attention"] * config.num_hidden_layers
+    levels = deepstack_levels(model, family)
+    kinds = [f"deepstack {level}" for level in range(levels)]
+    kinds += ["full_attention"] * (config.num_hidden_layers - levels)
     traced = range(len(kinds)) if whole else template_layers(kinds)
-    wrapper = _Decoder(decoder, model.get_submodule(family.head))
-    inputs, dynamic = _example(config, len(traced), model.dtype, family)
+    wrapper = (_DeepstackDecoder if levels else _Decoder)(decoder, model.get_submodule(family.head))
+    inputs, dynamic = _example(config, len(traced), model.dtype, family, levels)
     name = family.layers.removeprefix(f"{family.decoder}.")
     with (
         attention_as(config, "guardbake_grouped", _grouped_attention),
         only_layers(decoder, name, traced),
+        added_everywhere(decoder, levels),
     ):
-        graph = trace(wrapper, inputs, dynamic, *_names(len(traced)))
+        graph = trace(wrapper, inputs, dynamic, *_names(list(inputs), len(traced)))
     return _finish(graph, kinds, family, whole)
 
 
@@ -108,6 +113,7 @@ class _Decoder(torch.nn.Module):
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
         past_key_values: list[tuple[torch.Tensor, torch.Tensor]],
+        **more: Any,
     ) -> Any:
         past, seq = past_key_values[0][0].shape[2], inputs_embeds.shape[1]
         query = torch.arange(seq)[:, None] + past
@@ -122,8 +128,29 @@ class _Decoder(torch.nn.Module):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
+            **more,
         ).last_hidden_state
         return self.lm_head(hidden), [(layer.keys, layer.values) for layer in cache.layers]
+
+
+class _DeepstackDecoder(_Decoder):
+    """The same, with features for the first layers: deepstack_embeds [levels, batch, seq, d]."""
+
+    def forward(  # type: ignore[override]
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        deepstack_embeds: torch.Tensor,
+        past_key_values: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> Any:
+        return super().forward(
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            deepstack_visual_embeds=deepstack_embeds.unbind(0),
+        )
 
 
 def _as_it_is(mask: torch.Tensor) -> Any:
@@ -142,6 +169,7 @@ _MASKS: dict[str, Any] = {
     "Qwen2VLTextModel": _by_kind,
     "Qwen2_5_VLTextModel": _by_kind,
     "Qwen3Model": _by_kind,
+    "Qwen3VLTextModel": _as_it_is,
 }
 
 
@@ -167,15 +195,15 @@ def _grouped_attention(
     return attended.transpose(1, 2).contiguous(), None
 
 
-def _names(layers: int) -> tuple[list[str], list[str]]:
+def _names(arguments: list[str], layers: int) -> tuple[list[str], list[str]]:
     pairs = [(n, kind) for n in range(layers) for kind in ("key", "value")]
-    inputs = ["inputs_embeds", "attention_mask", "position_ids"]
+    inputs = [name for name in arguments if name != "past_key_values"]
     inputs += [f"past_key_values.{n}.{kind}" for n, kind in pairs]
     return inputs, ["logits", *(f"present.{n}.{kind}" for n, kind in pairs)]
 
 
 def _example(
-    config: Any, layers: int, dtype: torch.dtype, family: Family
+    config: Any, layers: int, dtype: torch.dtype, family: Family, levels: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Example inputs and their dynamic shapes; unequal sizes, or one is taken for another."""
     rows, new, cached = 2, 5, 3
@@ -183,19 +211,21 @@ def _example(
     cache = (rows, config.num_key_value_heads, cached, head_dim(config))
     position_shape = (3, rows, new) if family.position == "mrope" else (rows, new)
     position_dims = {1: batch, 2: seq} if family.position == "mrope" else {0: batch, 1: seq}
-    inputs = {
+    inputs: dict[str, Any] = {
         "inputs_embeds": torch.zeros(rows, new, config.hidden_size, dtype=dtype),
         "attention_mask": torch.ones(rows, cached + new, dtype=torch.int64),
         "position_ids": torch.zeros(position_shape, dtype=torch.int64),
-        "past_key_values": [
-            (torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype))
-            for _ in range(layers)
-        ],
     }
-    dynamic = {
+    dynamic: dict[str, Any] = {
         "inputs_embeds": {0: batch, 1: seq},
         "attention_mask": {0: batch, 1: Dim.DYNAMIC},
         "position_ids": position_dims,
-        "past_key_values": [({0: batch, 2: past}, {0: batch, 2: past}) for _ in range(layers)],
     }
+    if levels:
+        inputs["deepstack_embeds"] = torch.zeros(levels, rows, new, config.hidden_size, dtype=dtype)
+        dynamic["deepstack_embeds"] = {1: batch, 2: seq}
+    inputs["past_key_values"] = [
+        (torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype)) for _ in range(layers)
+    ]
+    dynamic["past_key_values"] = [({0: batch, 2: past}, {0: batch, 2: past}) for _ in range(layers)]
     return inputs, dynamic

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from guardbake.vlm.catalog import Family
 
+from guardbake_onnx.deepstack import deepstack_levels
 from guardbake_onnx.description import Description, VisionGeometry
 
 
@@ -29,6 +31,7 @@ def describe(
         end_ids=_end_ids(model, text),
         pad_id=0 if pad_id is None else pad_id,
         position=family.position,
+        deepstack=deepstack_levels(model, family),
         vision=_geometry(family, config),
     )
 
@@ -52,9 +55,12 @@ def _end_ids(model: PreTrainedModel, text: Any) -> tuple[int, ...]:
 def _geometry(family: Family, config: Any) -> VisionGeometry:
     vision = config.vision_config
     patch, kind = _side(vision.patch_size), family.vision_kind
-    if kind in ("qwen2_vl", "qwen2_5_vl"):
-        window = getattr(vision, "window_size", 0) if kind == "qwen2_5_vl" else 0
-        return VisionGeometry(kind, patch, vision.spatial_merge_size, window, 0)
+    if kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        window = vision.window_size if kind == "qwen2_5_vl" else 0
+        table = math.isqrt(vision.num_position_embeddings) if kind == "qwen3_vl" else 0
+        return VisionGeometry(
+            kind, patch, vision.spatial_merge_size, window, 0, position_side=table
+        )
     size = _side(vision.image_size)
     if kind != "anyres":
         return VisionGeometry(kind, patch, 1, 0, size)

@@ -23,7 +23,8 @@ class VisionGeometry:
     merge: patches per image token along one side. window: side of an attention window; 0 if none.
     image_size: side of the only image or tile size accepted; 0 if any size is.
     layouts: height and width of every layout of tiles, anyres only. tile_limit: beyond how many
-      tiles' features a layout is resampled; 0 if never.
+      tiles' features a layout is resampled; 0 if never. position_side: side of the table of
+      positions that is resampled to an image's grid; 0 if there is none.
     """
 
     kind: VisionKind
@@ -33,6 +34,7 @@ class VisionGeometry:
     image_size: int
     layouts: tuple[tuple[int, int], ...] = ()
     tile_limit: int = 0
+    position_side: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Description:
 
     layers, kv_heads, head_dim: shape of the cache. hidden: model width d. vocab: V.
     end_ids: tokens that end an answer. pad_id: what to feed where nothing is meant.
-    model_digest: of the checkpoint the graphs were captured from.
+    model_digest: of the checkpoint the graphs were captured from. deepstack: how many decoder
+    layers get image features of their own.
     """
 
     family: str
@@ -55,6 +58,7 @@ class Description:
     end_ids: tuple[int, ...]
     pad_id: int
     position: PositionKind
+    deepstack: int
     vision: VisionGeometry
 
     def to_json(self) -> str:

@@ -31,8 +31,9 @@ def vision_inputs(
     Towers of tiles: pixel_values [tiles, 3, h, w], and for anyres what `packed_features` says of
     image_tiling. Towers of patches: pixel_values [patches, 3 * t * p * p] and, from image_grid_thw
     [images, 3] in patches: position_ids [patches, 2] and cu_seqlens [segments + 1], for qwen2_5_vl
-    window_index [tokens] and cu_window_seqlens [windows + 1] as well, all int64. Raises UsageError
-    if the grids do not add up to the patches, or the tilings to the tiles.
+    window_index [tokens] and cu_window_seqlens [windows + 1] as well, all int64, for qwen3_vl
+    interp_indices [patches, 4] and interp_weights [patches, 4] float32. Raises UsageError if the
+    grids do not add up to the patches, or the tilings to the tiles.
     """
     if geometry.kind == "anyres":
         return {"pixel_values": pixel_values} | packed_features(
@@ -57,6 +58,10 @@ def vision_inputs(
     }
     if geometry.window:
         feeds["window_index"], feeds["cu_window_seqlens"] = _windows(grids, geometry)
+    if geometry.position_side:
+        parts = [_table_places(grid, geometry) for grid in grids]
+        feeds["interp_indices"] = np.concatenate([index for index, _ in parts])
+        feeds["interp_weights"] = np.concatenate([weight for _, weight in parts])
     return feeds
 
 
@@ -66,6 +71,24 @@ def _patch_positions(grid: tuple[int, int, int], merge: int) -> Array:
     rows_columns = np.indices((h, w)).reshape(2, h // merge, merge, w // merge, merge)
     blocked = rows_columns.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
     return np.tile(blocked, (t, 1)).astype(np.int64)
+
+
+def _table_places(grid: tuple[int, int, int], geometry: VisionGeometry) -> tuple[Array, Array]:
+    """Of every patch the four places of the table of positions around it, and their weights.
+
+    Bilinear, corner to corner (Qwen3-VL, arXiv 2511.21631).
+    """
+    _, h, w = grid
+    side, taps = geometry.position_side, []
+    for size, numbers in zip((h, w), _patch_positions(grid, geometry.merge).T, strict=True):
+        place = numbers.astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
+        low = np.floor(place).astype(np.int64)
+        share = (place - low).astype(np.float32)
+        pair = np.stack([low, np.minimum(low + 1, side - 1)], axis=1)
+        taps.append((pair, np.stack([1 - share, share], axis=1)))
+    (rows, row_weights), (columns, column_weights) = taps
+    index = (rows[:, :, None] * side + columns[:, None, :]).reshape(-1, 4)
+    return index, (row_weights[:, :, None] * column_weights[:, None, :]).reshape(-1, 4)
 
 
 def _windows(grids: list[tuple[int, int, int]], geometry: VisionGeometry) -> tuple[Array, Array]:

@@ -31,19 +31,27 @@ class _Patches(torch.nn.Module):
         window_index: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
         cu_window_seqlens: torch.Tensor | None = None,
+        interp_indices: torch.Tensor | None = None,
+        interp_weights: torch.Tensor | None = None,
     ) -> Any:
-        windows: dict[str, Any] = {}
+        more: dict[str, Any] = {}
         if window_index is not None:
-            windows = {"window_index": window_index, "cu_window_seqlens": cu_window_seqlens}
-            windows["max_window_seqlen"] = 1
-        return self.visual(
+            more = {"window_index": window_index, "cu_window_seqlens": cu_window_seqlens}
+            more["max_window_seqlen"] = 1
+        if interp_indices is not None:
+            more = {"interp_indices": interp_indices, "interp_weights": interp_weights}
+        seen = self.visual(
             pixel_values,
             grid_thw=None,
             position_ids=position_ids,
             cu_seqlens=cu_seqlens,
             max_seqlen=1,
-            **windows,
-        ).pooler_output
+            **more,
+        )
+        levels = getattr(seen, "deepstack_features", None)
+        if levels is None:
+            return seen.pooler_output
+        return seen.pooler_output, torch.stack(levels)
 
 
 def _segment_attention(
@@ -76,18 +84,26 @@ def trace_patches(model: PreTrainedModel, family: Family, whole: bool) -> Tower:
     """pixel_values [patches, 3 * t * p * p] and the index arrays of `grid.vision_inputs`."""
     tower: Any = model.get_submodule(family.vision)
     vision, stack = tower.config, stack_of(tower)
-    full = getattr(tower, "fullatt_block_indexes", range(vision.depth))
-    kinds = ["full" if n in full else "window" for n in range(vision.depth)]
+    kinds = [_kind(tower, layer) for layer in range(vision.depth)]
     traced = range(vision.depth) if whole else template_layers(kinds)
-    inputs, dynamic = _example(vision, model.dtype, family.vision_kind == "qwen2_5_vl")
+    inputs, dynamic = _example(vision, model.dtype, family)
+    outputs = ["image_features", "deepstack_features"][: 1 + family.deepstack]
     # the packed branch, which hands the segments on, is taken for names with "flash" in them
     with (
         attention_as(vision, "flash_guardbake_segments", _segment_attention),
         only_layers(tower, stack, traced),
         _numbered(tower, "fullatt_block_indexes", traced),
+        _numbered(tower, "deepstack_visual_indexes", traced),
     ):
-        graph = trace(_Patches(tower), inputs, dynamic, list(inputs), ["image_features"])
+        graph = trace(_Patches(tower), inputs, dynamic, list(inputs), outputs)
     return Tower(graph, f"{family.vision.rpartition('.')[2]}.{stack}", kinds)
+
+
+def _kind(tower: Any, layer: int) -> str:
+    """What sets a layer apart: what it attends to, or a level of features that leaves after it."""
+    if layer in getattr(tower, "deepstack_visual_indexes", ()):
+        return f"level after {layer}"
+    return "full" if layer in getattr(tower, "fullatt_block_indexes", (layer,)) else "window"
 
 
 @contextlib.contextmanager
@@ -97,7 +113,7 @@ def _numbered(tower: Any, name: str, traced: Sequence[int]) -> Iterator[None]:
     if before is None:
         yield
         return
-    setattr(tower, name, [place for place, number in enumerate(traced) if number in before])
+    setattr(tower, name, [traced.index(number) for number in before if number in traced])
     try:
         yield
     finally:
@@ -105,7 +121,7 @@ def _numbered(tower: Any, name: str, traced: Sequence[int]) -> Iterator[None]:
 
 
 def _example(
-    vision: Any, dtype: torch.dtype, windows: bool
+    vision: Any, dtype: torch.dtype, family: Family
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Example inputs of two images, and their dynamic shapes."""
     merge = vision.spatial_merge_size**2
@@ -117,6 +133,7 @@ def _example(
         "position_ids": torch.zeros(patches, 2, dtype=torch.int64),
     }
     dynamic: dict[str, Any] = {name: {0: merge * tokens} for name in inputs}
+    windows = family.vision_kind == "qwen2_5_vl"
     if windows:
         inputs["window_index"] = torch.arange(patches // merge)
         dynamic["window_index"] = {0: tokens}
@@ -126,4 +143,8 @@ def _example(
         ends = [0, 4 * merge, 7 * merge, 8 * merge, patches]
         inputs["cu_window_seqlens"] = torch.tensor(ends)
         dynamic["cu_window_seqlens"] = {0: Dim("windows")}
+    if family.vision_kind == "qwen3_vl":
+        inputs["interp_indices"] = torch.zeros(patches, 4, dtype=torch.int64)
+        inputs["interp_weights"] = torch.zeros(patches, 4, dtype=dtype)
+        dynamic |= {name: {0: merge * tokens} for name in ("interp_indices", "interp_weights")}
     return inputs, dynamic

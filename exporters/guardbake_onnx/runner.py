@@ -83,8 +83,12 @@ class OnnxRunner:
 
     def features(self, batch: Batch) -> Array | None:
         """Image features [N, d] of every image of the batch, or None without images."""
+        return self._seen(batch).get("image_features")
+
+    def _seen(self, batch: Batch) -> dict[str, Array]:
+        """What the tower says of the batch's images, by output; nothing without images."""
         if batch.pixel_values is None:
-            return None
+            return {}
         session = self._session("vision")
         geometry, types = self.description.vision, {v.name: v.type for v in session.get_inputs()}
         feeds = vision_inputs(
@@ -92,7 +96,8 @@ class OnnxRunner:
         )
         for name, value in feeds.items():
             feeds[name] = value.astype(_DTYPES.get(types[name], value.dtype), copy=False)
-        return np.asarray(session.run(["image_features"], feeds)[0])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, feeds), strict=True))
 
     def embed(self, input_ids: Array, features: Array | None) -> Array:
         """inputs_embeds [B, S, d] of input_ids [B, S], image features [N, d] in their places.
@@ -120,7 +125,10 @@ class OnnxRunner:
         return np.zeros((0, self.description.hidden), np.float32)
 
     def _prefill(self, decoding: _Decoding, batch: Batch, chunk: int | None, keep: bool) -> Array:
-        embeds = self.embed(batch.input_ids, self.features(batch))
+        seen = self._seen(batch)
+        embeds = self.embed(batch.input_ids, seen.get("image_features"))
+        if "deepstack_features" in seen:
+            decoding.show(seen["deepstack_features"])
         total = embeds.shape[1]
         parts: list[Array] = []
         for start in range(0, total, chunk or total):
@@ -191,6 +199,9 @@ class _Decoding:
         self._dtype = _DTYPES[types["inputs_embeds"]]
         self._mask = batch.attention_mask[:, :0]
         self._images = batch.image_mask if "guard_image_mask" in types else None
+        levels = (description.deepstack, *batch.image_mask.shape, description.hidden)
+        self._deepstack = np.zeros(levels, self._dtype)
+        self._pictured = batch.image_mask
         self._valid = batch.attention_mask == 1
         self._seen: dict[str, list[Array]] = {}
         self.prompt_positions = positions(
@@ -200,6 +211,10 @@ class _Decoding:
             image_grid_thw=batch.image_grid_thw,
             merge=description.vision.merge,
         )
+
+    def show(self, levels: Array) -> None:
+        """Take the image tokens' features for the first layers, [levels, N, d] in their order."""
+        self._deepstack[:, self._pictured] = levels
 
     def shut(self) -> None:
         """Close the gate for good: the calls compute what the unguarded model does."""
@@ -220,6 +235,10 @@ class _Decoding:
             **self._state,
             **self.told,
         }
+        if len(self._deepstack):
+            levels = self._deepstack[:, :, start : start + mask.shape[1]]
+            nothing = np.zeros((len(levels), *embeds.shape), self._dtype)  # for new tokens
+            feeds["deepstack_embeds"] = levels if levels.shape[2] else nothing
         if self._images is not None:
             past = np.zeros_like(mask, dtype=bool)  # new tokens are no image tokens
             piece = self._images[:, start : start + mask.shape[1]]

@@ -23,14 +23,16 @@ _TRACES: Mapping[VisionKind, Callable[[PreTrainedModel, Family, bool], Tower]] =
     "internvl": trace_tiles,
     "qwen2_5_vl": trace_patches,
     "qwen2_vl": trace_patches,
+    "qwen3_vl": trace_patches,
 }
 
 
 def capture_vision(model: PreTrainedModel, family: Family, whole: bool = False) -> ir.Model:
     """The vision graph, parameters as inputs: feeds of `grid.vision_inputs` -> image_features.
 
-    image_features [N, d]. Any number of images and tiles; any grids where the tower takes patches.
-    whole: trace every layer instead of copying; the same graph in more time.
+    image_features [N, d], and with deepstack deepstack_features [levels, N, d]. Any number of
+    images and tiles; any grids where the tower takes patches. whole: trace every layer instead of
+    copying; the same graph in more time.
     """
     tower = _TRACES[family.vision_kind](model, family, whole)
     traced = tower.graph

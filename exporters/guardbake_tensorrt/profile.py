@@ -79,6 +79,8 @@ class EngineProfile:
         seq = 1 if phase == "decode" else self.seq[step]
         if name == "inputs_embeds":
             return (batch, seq, *shape[2:])
+        if name == "deepstack_embeds":
+            return (shape[0], batch, seq, *shape[3:])
         if name == "attention_mask":
             return (batch, self._cached(name, shape[1], past + seq))
         if name == "write_indices":

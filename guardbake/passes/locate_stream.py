@@ -2,9 +2,10 @@
 
 A residual add is a + f(a): one of its operands is computed from the other. The stream is the
 longest line of such adds, each the start of the next; norms may be fused into them
-(SkipSimplifiedLayerNormalization gives the sum as an output of its own). In the decoders we guard
-it alternates: what attention adds, what the FFN adds. Anything else is not read at all, with the
-reason, because a guess here would be a guard at the wrong tensor.
+(SkipSimplifiedLayerNormalization gives the sum as an output of its own). What no token is computed
+into may be added in between: features of images (DeepStack, arXiv 2406.04334). In the decoders we
+guard it alternates: what attention adds, what the FFN adds. Anything else is not read at all, with
+the reason, because a guess here would be a guard at the wrong tensor.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import onnx_ir as ir
 from guardbake.passes.functions import DOMAIN
 from guardbake.passes.locate_names import is_constant
 
+DATA_INPUTS = ("inputs_embeds", "input_ids")
 _SKIP_NORMS = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 4}
 _SUM = 3  # output of a skip norm: its two operands' sum
 _RENAMED = ("Cast", "Identity")  # the same numbers, or the same in another dtype
@@ -99,14 +101,16 @@ def read_stream(graph: ir.Graph) -> Stream:
     """The FFN outputs of all layers, or the reason why they cannot be told."""
     lines = _Lineage(graph)
     adds: dict[ir.Node, _ResidualAdd] = {}
+    last: dict[ir.Node | ir.Value, _ResidualAdd] = {}  # the add that a node's output comes behind
     for node in graph:
         operands = _operands(node)
         add = lines.residual(node, *operands) if operands else None
         if add is not None:
-            source = _source(add.start)
-            before = adds.get(source) if isinstance(source, ir.Node) else None
+            before = last.get(_source(add.start))
             length = 1 if before is None else before.length + 1
-            adds[node] = _ResidualAdd(node, add.start, add.branch, before, length)
+            adds[node] = last[node] = _ResidualAdd(node, add.start, add.branch, before, length)
+        elif operands and (joined := lines.joined_by_others(*operands)) in last:
+            last[node] = last[joined]
     longest = max((add.length for add in adds.values()), default=0)
     ends = [add for add in adds.values() if add.length == longest]
     if longest < 2:
@@ -214,10 +218,13 @@ class _Lineage:
     bits: dict[ir.Node | ir.Value, int] = field(default_factory=dict)
     above: dict[ir.Node | ir.Value, int] = field(default_factory=dict)
     attention: int = 0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         for source in (*self.graph.inputs, *self.graph):
             self.bits[source] = 1 << len(self.bits)
+        for source in self.graph.inputs:
+            self.tokens |= self.bits[source] if source.name in DATA_INPUTS else 0
         for node in self.graph:
             made = 0
             for value in node.inputs:
@@ -234,6 +241,13 @@ class _Lineage:
         for start, branch in ((one, other), (other, one)):
             if self._with(branch.producer() or branch) & self.bits.get(_source(start), 0):
                 return _ResidualAdd(node, start, branch)
+        return None
+
+    def joined_by_others(self, one: ir.Value, other: ir.Value) -> ir.Node | ir.Value | None:
+        """The source of the operand to which the other adds what no token was computed into."""
+        for start, added in ((one, other), (other, one)):
+            if not self._with(added.producer() or added) & self.tokens:
+                return _source(start)
         return None
 
     def attends(self, add: _ResidualAdd) -> bool:

@@ -18,13 +18,12 @@ import onnx_ir as ir
 
 from guardbake.errors import SiteError
 from guardbake.passes.functions import DOMAIN
-from guardbake.passes.locate_stream import fuses_norm, not_a_sum, sum_of
+from guardbake.passes.locate_stream import DATA_INPUTS, fuses_norm, not_a_sum, sum_of
 from guardbake.site import Site
 
 Use: TypeAlias = tuple[ir.Node, int]
 """A node, and which of its inputs."""
 
-DATA_INPUTS = ("inputs_embeds", "input_ids")
 _CACHE = re.compile(r"present\.(\d{1,6})\.")
 _NO_DATA = ("Shape", "Size")
 

@@ -97,6 +97,9 @@ class Feeds:
             return rng.integers(0, self.vocabulary, rows).astype(dtype)
         if name == "inputs_embeds":
             return rng.standard_normal((*rows, _size(value, 2))).astype(dtype)
+        if name == "deepstack_embeds":
+            levels = (_size(value, 0), *rows, _size(value, 3))
+            return rng.standard_normal(levels).astype(dtype)
         if name == "attention_mask":
             return np.ones((self.batch, total), dtype)
         if name == "position_ids":

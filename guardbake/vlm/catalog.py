@@ -17,11 +17,11 @@ from typing import Literal, Protocol, cast, get_args
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 
 PositionKind = Literal["sequential", "mrope"]
-VisionKind = Literal["anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl"]
+VisionKind = Literal["anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
 """How a tower is fed. Tiles of one size, so many tokens each: "clip" (the hidden states that the
 configuration chooses), "internvl" (those, neighbours made one), "idefics3" (the last state).
 "anyres": tiles of one image laid out as the image, in rows that end in a newline. Packed patches of
-any grid: "qwen2_vl", "qwen2_5_vl" (in windows)."""
+any grid: "qwen2_vl", "qwen2_5_vl" (in windows), "qwen3_vl" (with deepstack features)."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "family": ("name", "model_type", "image_token", "position"),
@@ -61,6 +61,11 @@ class Family:
     vision_kind: VisionKind
     vision: str
     projector: str
+
+    @property
+    def deepstack(self) -> bool:
+        """Whether the first decoder layers get image features of their own (arXiv 2406.04334)."""
+        return self.vision_kind == "qwen3_vl"
 
     def layer_path(self, layer: int) -> str:
         """The module path of decoder layer `layer`, counted from 0."""

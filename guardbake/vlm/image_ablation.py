@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from guardbake.activations import Rows
 from guardbake.errors import UsageError
@@ -140,7 +141,15 @@ def _mixed(whole: Prompt, empty: Prompt, kept: Flags) -> Prompt:
     return replace(
         whole,
         embeds=torch.where(stays[..., None], whole.embeds, empty.embeds),
+        deepstack=_either(stays, whole.deepstack, empty.deepstack),
         positions=whole.positions.expand(*whole.positions.shape[:-2], count, -1),
         mask=whole.mask.expand(count, -1),
         image=whole.image.expand(count, -1),
     )
+
+
+def _either(stays: Tensor, whole: Tensor | None, empty: Tensor | None) -> Tensor | None:
+    """Deepstack features [levels, B, T, d], if any: the whole picture's where it stays."""
+    if whole is None or empty is None:
+        return None
+    return torch.where(stays[None, ..., None], whole, empty)

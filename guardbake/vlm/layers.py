@@ -41,7 +41,8 @@ class Setting:
 class DecoderLayers:
     """A VLM's decoder, its layers called one by one in eval mode.
 
-    Raises UnsupportedError if a layer attends to a sliding window.
+    Raises UnsupportedError if a layer attends to a sliding window, or if image features join the
+    residual between layers.
     """
 
     def __init__(self, vlm: Vlm) -> None:
@@ -53,6 +54,13 @@ class DecoderLayers:
                 expected="full attention in every layer",
                 where=vlm.family.decoder,
                 remedy="trace a model without sliding windows",
+            )
+        if vlm.family.deepstack:
+            raise UnsupportedError(
+                found="image features that join the residual between layers",
+                expected="layers that hand on to each other",
+                where=f"the family {vlm.family.name}",
+                remedy="trace a model without deepstack features",
             )
         self._decoder = decoder
         self._layers: Any = vlm.model.get_submodule(vlm.family.layers)

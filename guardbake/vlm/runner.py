@@ -36,13 +36,15 @@ Pick = Callable[[Tensor, int], Tensor]
 class Prompt:
     """Ready for the decoder: embeds [B, T, d], positions [B, T] or [3, B, T], mask [B, T].
 
-    image: [B, T] bool, the image tokens.
+    image: [B, T] bool, the image tokens. deepstack: [levels, B, T, d], added at image tokens to the
+    residual that leaves layer 0, 1, ...; None if the family has no such thing, or without images.
     """
 
     embeds: Tensor
     positions: Tensor
     mask: Tensor
     image: Tensor
+    deepstack: Tensor | None = None
 
 
 def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
@@ -53,14 +55,18 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
     inner: Any = vlm.model.model
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
     embeds = vlm.model.get_input_embeddings()(ids)
+    deepstack = None
     grid = None if batch.image_grid_thw is None else torch.from_numpy(batch.image_grid_thw)
     if batch.pixel_values is not None:
         shown = torch.from_numpy(batch.pixel_values) if pixels is None else pixels
         arguments = image_arguments(vlm.family, batch, shown.to(embeds.dtype))
-        features = inner.get_image_features(**arguments).pooler_output
-        flat = torch.cat(list(features)).reshape(-1, embeds.shape[-1]).to(embeds.dtype)
+        features = inner.get_image_features(**arguments)
         place = torch.from_numpy(batch.image_mask)[..., None].expand_as(embeds)
-        embeds = embeds.masked_scatter(place, flat)
+        embeds = _placed(embeds, place, features.pooler_output)
+        if vlm.family.deepstack:
+            nothing = torch.zeros_like(embeds)
+            levels = [_placed(nothing, place, level) for level in features.deepstack_features]
+            deepstack = torch.stack(levels)
     if vlm.family.position == "mrope":
         kinds = torch.from_numpy(batch.image_mask.astype(np.int64))
         positions, _ = inner.get_rope_index(
@@ -68,7 +74,13 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
         )
     else:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Prompt(embeds, positions, mask, torch.from_numpy(batch.image_mask))
+    return Prompt(embeds, positions, mask, torch.from_numpy(batch.image_mask), deepstack)
+
+
+def _placed(embeds: Tensor, place: Tensor, features: Sequence[Tensor] | Tensor) -> Tensor:
+    """embeds [B, T, d] with the images' features, of one image after another, where place is."""
+    flat = torch.cat(list(features)).reshape(-1, embeds.shape[-1]).to(embeds.dtype)
+    return embeds.masked_scatter(place, flat)
 
 
 def image_arguments(family: Family, batch: Batch, pixels: Tensor) -> dict[str, Tensor]:
@@ -107,12 +119,13 @@ class Session:
 
     def feed(self, stop: int) -> Tensor:
         """Prompt tokens up to `stop`, not including it: hidden states [B, stop - fed, d]."""
-        start = self.fed
+        start, deepstack = self.fed, self.prompt.deepstack
         return self._call(
             self.prompt.embeds[:, start:stop],
             self.prompt.positions[..., start:stop],
             self.prompt.mask[:, :stop],
             self.prompt.image[:, start:stop],
+            None if deepstack is None else deepstack[:, :, start:stop],
         )
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -153,6 +166,7 @@ class Session:
                 whole.positions[..., chosen, :],
                 whole.mask[chosen],
                 whole.image[chosen],
+                None if whole.deepstack is None else whole.deepstack[:, chosen],
             ),
             None,
         )
@@ -195,15 +209,27 @@ class Session:
             )
         return rows
 
-    def _call(self, embeds: Tensor, positions: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    def _call(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        image: Tensor,
+        deepstack: Tensor | None = None,
+    ) -> Tensor:
         if self.guard is not None:
             self.guard.attention_mask, self.guard.image_mask = mask, image
+        more: dict[str, Any] = {}
+        if deepstack is not None:  # transformers wants the image tokens' rows alone
+            rows = [level[image] for level in deepstack]
+            more = {"visual_pos_masks": image, "deepstack_visual_embeds": rows}
         out = self._decoder(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
+            **more,
         )
         self.fed += embeds.shape[1]
         hidden: Tensor = out.last_hidden_state

@@ -107,12 +107,27 @@ def _qwen2_vl() -> tuple[Any, Any]:
     return STOCK.Qwen2VLForConditionalGeneration(config), _patching()
 
 
+def _qwen3_vl() -> tuple[Any, Any]:
+    rotary = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    config = STOCK.Qwen3VLConfig(
+        text_config=dict(**_TEXT, head_dim=8, rope_parameters=rotary), image_token_id=_IMAGE,
+        vision_config=dict(
+            depth=4, hidden_size=24, intermediate_size=40, num_heads=2, patch_size=PATCH,
+            spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=32,
+            num_position_embeddings=25, deepstack_visual_indexes=[1, 2],
+        ),
+        video_token_id=5, vision_start_token_id=6, vision_end_token_id=7, tie_word_embeddings=False,
+    )  # fmt: skip
+    return STOCK.Qwen3VLForConditionalGeneration(config), _patching()
+
+
 MAKERS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": _idefics3,
     "internvl": _internvl,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,
+    "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
 }
 

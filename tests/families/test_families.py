@@ -19,9 +19,12 @@ import torch
 
 from guardbake.batch import Batch, alone
 from guardbake.check.parity import Pair, compare
+from guardbake.errors import UnsupportedError
+from guardbake.passes.locate import locate
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
-from guardbake.vlm.runner import TorchRunner, image_arguments
+from guardbake.vlm.layers import DecoderLayers
+from guardbake.vlm.runner import Session, TorchRunner, image_arguments, prepare
 from guardbake.vlm.tokens import Request, collate
 
 from tests.families.conftest import noise
@@ -118,6 +121,23 @@ def test_each_request_alone_equals_the_batch(
             assert a is None or np.array_equal(a, b), field.name
 
 
+@torch.no_grad()
+def test_layers_called_one_by_one_are_the_decoder(member: Exported, mixed: Batch) -> None:
+    """What causal traces resume from; refused where something joins the stream between layers."""
+    if member.vlm.family.deepstack:
+        with pytest.raises(UnsupportedError, match="between layers"):
+            DecoderLayers(member.vlm)
+        return
+    layers, prompt = DecoderLayers(member.vlm), prepare(member.vlm, alone(mixed, 0))
+    length = prompt.mask.shape[1]
+    visible = torch.ones(1, length, length, dtype=torch.bool).tril()
+    setting = layers.setting(prompt.embeds, prompt.positions, visible)
+    seen = layers.logits(layers.run(0, prompt.embeds, setting))
+    session = Session(member.vlm, prompt, None)
+    expected = session.logits(session.feed(length))
+    assert largest_difference(seen.numpy(), expected.numpy()) <= LOGITS
+
+
 def test_the_graphs_are_standard_onnx(member: Exported) -> None:
     for name in ("decoder", "embedding", "vision"):
         onnx.checker.check_model(member.folder / f"{name}.onnx", full_check=True)
@@ -128,8 +148,8 @@ def test_the_graphs_are_standard_onnx(member: Exported) -> None:
     layers = member.runner.description.layers
     assert operators.count("Attention") == layers
     assert operators.count("RotaryEmbedding") == 2 * layers
-    values = {value.name for node in decoder for value in node.outputs}
-    assert {Site(layer, "ffn_output").onnx_value for layer in range(layers)} <= values
+    found = locate(decoder, [Site(layer, "ffn_output") for layer in range(layers)])
+    assert {(site.how, site.confirmed) for site in found.values()} == {("our name", True)}
 
 
 def _pooling_guard(member: Exported, guard: Callable[..., GuardSpec]) -> GuardSpec:
