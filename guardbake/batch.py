@@ -65,6 +65,25 @@ def without_images(batch: Batch) -> Batch:
     return Batch(ids, mask, np.zeros_like(mask, bool), None, None)
 
 
+def prefill_stops(batch: Batch, chunk: int | None, whole_images: bool) -> list[int]:
+    """After which columns a prefill in pieces of `chunk` tokens stops, the last one included.
+
+    whole_images: no piece ends within an image of any row; such a piece is longer.
+    """
+    columns = batch.image_mask.shape[1]
+    chunk = chunk or columns
+    goes_on = np.zeros(columns + 1, bool)
+    if whole_images:
+        goes_on[1:columns] = (batch.image_mask[:, 1:] & batch.image_mask[:, :-1]).any(axis=0)
+    stops: list[int] = []
+    while not stops or stops[-1] < columns:
+        stop = min((stops[-1] if stops else 0) + chunk, columns)
+        while goes_on[stop]:
+            stop += 1
+        stops.append(stop)
+    return stops
+
+
 def alone(batch: Batch, row: int) -> Batch:
     """One request of the batch without its padding, and with its own images."""
     real = batch.attention_mask[row] == 1

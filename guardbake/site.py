@@ -17,7 +17,8 @@ _SPELLING = re.compile(r"layers\.(0|[1-9][0-9]{0,5})\.(ffn_output|residual)")
 class Site:
     """One [B, T, d] tensor of decoder layer `layer` (counted from 0).
 
-    boundary: "ffn_output" is the FFN's output before the residual add; "residual" is the hidden
+    boundary: "ffn_output" is what the FFN adds to the residual, before that add, and behind the
+    norm where a model puts one after its FFN; "residual" is the hidden
     state after that add, the layer's output. A guard fitted at one boundary is weak at the other
     without any error, so the boundary is part of the name.
     """
@@ -35,7 +36,8 @@ class Site:
 
     @property
     def onnx_value(self) -> str:
-        """The name our exporter and the common ones give the FFN output in a graph."""
+        """The name our exporter and the common ones give the FFN's last product in a graph: the
+        site, unless a bias or a norm follows."""
         return f"/model/layers.{self.layer}/mlp/down_proj/MatMul/output_0"
 
 

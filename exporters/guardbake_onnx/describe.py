@@ -31,6 +31,7 @@ def describe(
         end_ids=_end_ids(model, text),
         pad_id=0 if pad_id is None else pad_id,
         position=family.position,
+        mask=family.mask,
         deepstack=deepstack_levels(model, family),
         vision=_geometry(family, config),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guardbake.errors import MalformedError
-from guardbake.vlm.catalog import PositionKind, VisionKind
+from guardbake.vlm.catalog import MaskKind, PositionKind, VisionKind
 
 FILE_NAME = "model.json"
 FORMAT = 2
@@ -58,6 +58,7 @@ class Description:
     end_ids: tuple[int, ...]
     pad_id: int
     position: PositionKind
+    mask: MaskKind
     deepstack: int
     vision: VisionGeometry
 

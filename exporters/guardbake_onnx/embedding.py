@@ -38,7 +38,8 @@ def build_embedding(model: PreTrainedModel, family: Family) -> ir.Model:
         shape=ir.Shape(list(module.weight.shape)),
         name=_TABLE,
     )
-    built = embedding_graph(table, image_token_id)
+    scale = getattr(module, "scalar_embed_scale", None)  # Gemma's, of the words alone
+    built = embedding_graph(table, image_token_id, scale)
     mark_parameters(built.graph, {_TABLE})
     order_parameters(built.graph, {"model": family.embedding.rpartition(".")[0]})
     return built
@@ -48,8 +49,10 @@ def _no_data() -> ir.TensorProtocol:
     raise AssertionError("the graph is built from the table's shape alone")
 
 
-def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
-    """The graph for an embedding table [V, d]."""
+def embedding_graph(
+    table: ir.TensorProtocol, image_token_id: int, scale: float | None = None
+) -> ir.Model:
+    """The graph for an embedding table [V, d]; scale: what words' embeddings are multiplied by."""
     rows_of_table, width = table.shape.numpy()
     kind = ir.TensorType(table.dtype)
     ids = ir.Value(name="input_ids", shape=ir.Shape(["batch", "seq"]), type=_INT)
@@ -75,6 +78,9 @@ def embedding_graph(table: ir.TensorProtocol, image_token_id: int) -> ir.Model:
     if image_token_id >= rows_of_table:  # nothing to look up, and always replaced below
         lookup = op("Where", [is_image, constant("any_token", zero), ids])
     words = op("Gather", [weight, lookup], axis=0)
+    if scale is not None:
+        factor = np.array(scale, table.dtype.numpy())
+        words = op("Mul", [words, constant("embed_scale", factor)])
     # a row of zeros in front keeps the lookup legal without images; image tokens count from 1
     nothing = constant("no_feature", np.zeros((1, width), table.dtype.numpy()))
     rows = op("Concat", [nothing, features], axis=0)

@@ -37,20 +37,34 @@ def template_layers(kinds: Sequence[str]) -> list[int]:
 def only_layers(owner: torch.nn.Module, name: str, chosen: Sequence[int]) -> Iterator[None]:
     """Let the module list owner.<name> have these layers alone for the length of the block.
 
-    owner.config says so, too: a model may count by its configuration.
+    owner.config says so, too: a model may count by its configuration. So do modules of the layers
+    that know their layer's number, by which they find their cache.
     """
     stack: Any = owner.get_submodule(name)
     parent = owner.get_submodule(name.rpartition(".")[0])
     config: Any = owner.config
-    before = {key: getattr(config, key) for key in _DEPTHS if hasattr(config, key)}
+    before: dict[str, Any] = {key: getattr(config, key) for key in _DEPTHS if hasattr(config, key)}
+    now: dict[str, Any] = dict.fromkeys(before, len(chosen))
+    if (kinds := getattr(config, "layer_types", None)) is not None:
+        before["layer_types"], now["layer_types"] = kinds, [kinds[n] for n in chosen]
+    counting = [
+        (place, number, module)
+        for place, number in enumerate(chosen)
+        for module in stack[number].modules()
+        if hasattr(module, "layer_idx")
+    ]
     parent.add_module(name.rpartition(".")[2], torch.nn.ModuleList(stack[n] for n in chosen))
-    for key in before:
-        setattr(config, key, len(chosen))
+    for key, value in now.items():
+        setattr(config, key, value)
+    for place, _, module in counting:
+        module.layer_idx = place
     try:
         yield
     finally:
-        for key, depth in before.items():
-            setattr(config, key, depth)
+        for key, value in before.items():
+            setattr(config, key, value)
+        for _, number, module in counting:
+            module.layer_idx = number
         parent.add_module(name.rpartition(".")[2], stack)
 
 
@@ -94,6 +108,10 @@ def replicate(graph: ir.Graph, root: str, kinds: Sequence[str]) -> None:
         previous, last = out, nodes[-1]
     for use in rest:
         use.node.replace_input_with(use.idx, previous)
+    for values in (graph.inputs, graph.outputs):
+        ordered = _by_layer(list(values))
+        values.clear()
+        values.extend(ordered)
 
 
 def _layers(graph: ir.Graph, root: str, chosen: Sequence[int]) -> list[_Layer]:
@@ -147,12 +165,17 @@ def _renumber(layer: _Layer, root: str) -> None:
     if layer.place == layer.number:
         return
     for value in {v for node in layer.nodes for v in node.inputs if v is not None}:
-        if _own(value, root, layer.place):
-            value.name = _moved(str(value.name), root, layer.place, layer.number)
-            parameter = parameter_of(value)
-            if parameter is not None:
-                name = _moved(parameter.name, root, layer.place, layer.number)
-                mark(value, parameter.named(name))
+        if not _own(value, root, layer.place):
+            continue
+        parameter = parameter_of(value)
+        if parameter is None:
+            value.name = _numbered(str(value.name), layer.place, layer.number)
+            continue
+        value.name = _moved(str(value.name), root, layer.place, layer.number)
+        mark(value, parameter.named(_moved(parameter.name, root, layer.place, layer.number)))
+    for output in (value for node in layer.nodes for value in node.outputs):
+        if output.is_graph_output():
+            output.name = _numbered(str(output.name), layer.place, layer.number)
     for node in layer.nodes:
         node.metadata_props[SCOPES] = _moved(
             node.metadata_props[SCOPES], root, layer.place, layer.number
@@ -206,6 +229,17 @@ def _twin_input(graph: ir.Graph, value: ir.Value, root: str, place: int, number:
         mark(twin, parameter.named(_moved(parameter.name, root, place, number)))
     graph.inputs.append(twin)
     return twin
+
+
+def _by_layer(values: list[ir.Value]) -> list[ir.Value]:
+    """The same, those of layers in the order of the layers; parameters stay where they are."""
+    numbers = {
+        value: int(found[1])
+        for value in values
+        if parameter_of(value) is None and (found := re.search(r"\.(\d+)\.", str(value.name)))
+    }
+    ordered = iter(sorted(numbers, key=numbers.__getitem__))
+    return [next(ordered) if value in numbers else value for value in values]
 
 
 def _own(value: ir.Value, root: str, place: int) -> bool:

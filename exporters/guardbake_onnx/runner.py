@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from guardbake.batch import Batch, without_images
+from guardbake.batch import Batch, prefill_stops, without_images
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.plugins import Trace, first_end
 from guardbake.vlm.tokens import next_positions, positions
@@ -129,10 +129,10 @@ class OnnxRunner:
         embeds = self.embed(batch.input_ids, seen.get("image_features"))
         if "deepstack_features" in seen:
             decoding.show(seen["deepstack_features"])
-        total = embeds.shape[1]
         parts: list[Array] = []
-        for start in range(0, total, chunk or total):
-            piece = slice(start, start + (chunk or total))
+        start = 0
+        for stop in prefill_stops(batch, chunk, self.description.mask == "image"):
+            piece, start = slice(start, stop), stop
             logits = decoding.call(
                 embeds[:, piece],
                 batch.attention_mask[:, piece],
@@ -198,10 +198,10 @@ class _Decoding:
         self.heard: dict[str, Array] = {}
         self._dtype = _DTYPES[types["inputs_embeds"]]
         self._mask = batch.attention_mask[:, :0]
-        self._images = batch.image_mask if "guard_image_mask" in types else None
+        self._told_images = [n for n in ("guard_image_mask", "image_mask") if n in types]
         levels = (description.deepstack, *batch.image_mask.shape, description.hidden)
         self._deepstack = np.zeros(levels, self._dtype)
-        self._pictured = batch.image_mask
+        self._images = batch.image_mask
         self._valid = batch.attention_mask == 1
         self._seen: dict[str, list[Array]] = {}
         self.prompt_positions = positions(
@@ -214,7 +214,7 @@ class _Decoding:
 
     def show(self, levels: Array) -> None:
         """Take the image tokens' features for the first layers, [levels, N, d] in their order."""
-        self._deepstack[:, self._pictured] = levels
+        self._deepstack[:, self._images] = levels
 
     def shut(self) -> None:
         """Close the gate for good: the calls compute what the unguarded model does."""
@@ -239,10 +239,10 @@ class _Decoding:
             levels = self._deepstack[:, :, start : start + mask.shape[1]]
             nothing = np.zeros((len(levels), *embeds.shape), self._dtype)  # for new tokens
             feeds["deepstack_embeds"] = levels if levels.shape[2] else nothing
-        if self._images is not None:
-            past = np.zeros_like(mask, dtype=bool)  # new tokens are no image tokens
-            piece = self._images[:, start : start + mask.shape[1]]
-            feeds["guard_image_mask"] = piece if piece.size else past
+        piece = self._images[:, start : start + mask.shape[1]]
+        words = np.zeros_like(mask, dtype=bool)  # new tokens are no image tokens
+        for name in self._told_images:
+            feeds[name] = piece if piece.size else words
         logits = None
         for name, value in zip(self._outputs, self._session.run(None, feeds), strict=True):
             if name == "logits":

@@ -24,6 +24,7 @@ _TRACES: Mapping[VisionKind, Callable[[PreTrainedModel, Family, bool], Tower]] =
     "qwen2_5_vl": trace_patches,
     "qwen2_vl": trace_patches,
     "qwen3_vl": trace_patches,
+    "siglip": trace_tiles,
 }
 
 

@@ -24,6 +24,7 @@ _KNOWN = (
     + r"[/.](?:MatMul|Gemm|Add)[\w/]*"
 )
 _ANY = re.compile(r"[/.](?:mlp|feed_forward|ffn)[/.](?:[\w.]+[/.])?" + _LAST)
+NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")
 _TOWERS = re.compile(r"vision|visual|audio")
 
 
@@ -50,7 +51,8 @@ def _matches(pattern: re.Pattern[str], name: str | None) -> bool:
 
 
 def _leaves_as(product: ir.Value) -> ir.Value:
-    """The projection's output: the product, or what a bias and the end of a Gemm make of it."""
+    """What joins the residual: the product, or what a bias, the end of a Gemm and a norm behind
+    the FFN make of it."""
     users = tuple(product.uses())
     if len(users) != 1:
         return product
@@ -61,8 +63,8 @@ def _leaves_as(product: ir.Value) -> ir.Value:
     producer = product.producer()
     flat = producer is not None and producer.op_type in ("Gemm", "Add")
     if node.op_type == "Reshape" and index == 0 and flat:  # Gemm knows matrices only
-        return node.outputs[0]
-    return product
+        return _leaves_as(node.outputs[0])
+    return node.outputs[0] if node.op_type in NORMS and index == 0 else product
 
 
 def is_constant(value: ir.Value) -> bool:
@@ -72,7 +74,7 @@ def is_constant(value: ir.Value) -> bool:
 
 
 def by_scope(graph: ir.Graph, site: Site) -> list[ir.Value] | str:
-    """What leaves the module `layers.<i>.mlp`."""
+    """What leaves the module `layers.<i>.mlp`, behind the norm that may follow it."""
     suffix = f"layers.{site.layer}.mlp"
     inside = {node for node in graph if _in_scope(node, suffix)}
     leaving = [
@@ -82,7 +84,7 @@ def by_scope(graph: ir.Graph, site: Site) -> list[ir.Value] | str:
         for v in node.outputs
         if any(u.node not in inside for u in v.uses())
     ]
-    return leaving or f"no node in a scope {suffix}"
+    return [_leaves_as(value) for value in leaving] or f"no node in a scope {suffix}"
 
 
 def _in_scope(node: ir.Node, suffix: str) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from guardbake.passes.functions import DOMAIN
-from guardbake.passes.locate_names import is_constant
+from guardbake.passes.locate_names import NORMS, is_constant
 
 DATA_INPUTS = ("inputs_embeds", "input_ids")
 _SKIP_NORMS = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 4}
@@ -154,13 +154,15 @@ def _layers(line: list[_ResidualAdd], lines: _Lineage) -> Stream:
 
 
 def _ffn_output(branch: ir.Value) -> ir.Value | None:
-    """The operand of the residual add as its projection gave it, or None if no projection did."""
+    """The operand of the residual add as its projection gave it, or the norm behind that; None if
+    no projection did."""
     value: ir.Value = branch
     node = value.producer()
     while node is not None and (node.op_type in _RENAMED or _is_edit(node)):
         value = node.inputs[0]  # type: ignore[assignment]
         node = value.producer()
-    return value if _is_projected(value) else None
+    normed = node.inputs[0] if node is not None and node.op_type in NORMS else value
+    return value if normed is not None and _is_projected(normed) else None
 
 
 def _is_projected(value: ir.Value) -> bool:

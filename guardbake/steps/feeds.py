@@ -100,6 +100,8 @@ class Feeds:
         if name == "deepstack_embeds":
             levels = (_size(value, 0), *rows, _size(value, 3))
             return rng.standard_normal(levels).astype(dtype)
+        if name == "image_mask":
+            return np.broadcast_to(np.arange(tokens) % 3 > 0, rows).copy()
         if name == "attention_mask":
             return np.ones((self.batch, total), dtype)
         if name == "position_ids":

@@ -17,14 +17,17 @@ from typing import Literal, Protocol, cast, get_args
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 
 PositionKind = Literal["sequential", "mrope"]
-VisionKind = Literal["anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"]
+MaskKind = Literal["causal", "image"]
+VisionKind = Literal[
+    "anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "siglip"
+]
 """How a tower is fed. Tiles of one size, so many tokens each: "clip" (the hidden states that the
-configuration chooses), "internvl" (those, neighbours made one), "idefics3" (the last state).
-"anyres": tiles of one image laid out as the image, in rows that end in a newline. Packed patches of
-any grid: "qwen2_vl", "qwen2_5_vl" (in windows), "qwen3_vl" (with deepstack features)."""
+configuration chooses), "internvl" (those, neighbours made one), "idefics3" and "siglip" (the last
+state). "anyres": tiles of one image laid out as the image, in rows that end in a newline. Packed
+patches of any grid: "qwen2_vl", "qwen2_5_vl" (in windows), "qwen3_vl" (with deepstack features)."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "family": ("name", "model_type", "image_token", "position"),
+    "family": ("name", "model_type", "image_token", "position", "mask"),
     "decoder": ("root", "layers", "attention", "feed_forward", "embedding", "head"),
     "vision": ("kind", "root", "projector"),
 }
@@ -43,8 +46,11 @@ class Family:
     model_type: the key of config.json that tells the family.
     image_token: the key of config.json that holds the image token's id.
     position: "sequential" position ids are [B, T], "mrope" ones are [3, B, T].
+    mask: what a token attends to, "causal" itself and what is before it, "image" at a token of an
+    image all of that image too.
     decoder, layers, embedding, head: the text model, its layer list, its embedding, the LM head.
-    attention, feed_forward: the names of self-attention and FFN inside one layer.
+    attention, feed_forward: the modules inside one layer whose outputs join the residual: attention
+    and FFN, or where a norm comes after them that norm.
     vision_kind: which capture the vision tower needs; vision, projector: its modules ("" if none).
     """
 
@@ -52,6 +58,7 @@ class Family:
     model_type: str
     image_token: str
     position: PositionKind
+    mask: MaskKind
     decoder: str
     layers: str
     attention: str
@@ -126,6 +133,8 @@ def family_from_toml(text: str, where: str) -> Family:
     family, decoder, vision = values["family"], values["decoder"], values["vision"]
     if family["position"] not in get_args(PositionKind):
         raise _malformed(f"position {family['position']!r}", str(get_args(PositionKind)), where)
+    if family["mask"] not in get_args(MaskKind):
+        raise _malformed(f"mask {family['mask']!r}", str(get_args(MaskKind)), where)
     if vision["kind"] not in get_args(VisionKind):
         raise _malformed(f"vision kind {vision['kind']!r}", str(get_args(VisionKind)), where)
     return Family(
@@ -133,6 +142,7 @@ def family_from_toml(text: str, where: str) -> Family:
         model_type=family["model_type"],
         image_token=family["image_token"],
         position=cast(PositionKind, family["position"]),
+        mask=cast(MaskKind, family["mask"]),
         decoder=decoder["root"],
         layers=decoder["layers"],
         attention=decoder["attention"],

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from guardbake.batch import Batch
+from guardbake.batch import Batch, prefill_stops
 from guardbake.plugins import EDITED, REACHED, Trace, first_end
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
@@ -219,13 +219,16 @@ class Session:
     ) -> Tensor:
         if self.guard is not None:
             self.guard.attention_mask, self.guard.image_mask = mask, image
+        seen: Any = mask
+        if self.vlm.family.mask == "image" and image.any():
+            seen = self._with_images(embeds, positions, mask)
         more: dict[str, Any] = {}
         if deepstack is not None:  # transformers wants the image tokens' rows alone
             rows = [level[image] for level in deepstack]
             more = {"visual_pos_masks": image, "deepstack_visual_embeds": rows}
         out = self._decoder(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=seen,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
@@ -234,6 +237,18 @@ class Session:
         self.fed += embeds.shape[1]
         hidden: Tensor = out.last_hidden_state
         return hidden
+
+    def _with_images(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Any:
+        """transformers' own masks, by kind of layer, for a call with image tokens."""
+        model: Any = self.vlm.model
+        return model.create_masks_for_generate(
+            config=model.config,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            position_ids=positions,
+            token_type_ids=self.prompt.image[:, : mask.shape[1]].long(),
+        )
 
 
 def _keep_last(rows: dict[Site, Tensor], site: Site, x: Tensor) -> None:
@@ -273,11 +288,10 @@ class TorchRunner:
     ) -> Trace:
         """See `Runner.run`. taps hold what reached every site read or edited, and every edit."""
         session = Session(self.vlm, prepare(self.vlm, batch), self.spec)
-        length = batch.input_ids.shape[1]
         record = _Record(session)
         with session.guarded():
             hidden = []
-            for stop in [*range(chunk or length, length, chunk or length), length]:
+            for stop in prefill_stops(batch, chunk, self.vlm.family.mask == "image"):
                 hidden.append(session.feed(stop))
                 record.see()
             prefill = torch.cat(hidden, 1)[:, 0 if keep_prefill else -1 :]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -78,6 +80,20 @@ def _internvl() -> tuple[Any, Any]:
     return STOCK.InternVLForConditionalGeneration(config), _cutting()
 
 
+def _gemma3() -> tuple[Any, Any]:
+    kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    config = STOCK.Gemma3Config(
+        text_config=STOCK.Gemma3TextConfig(
+            **_TEXT | {"num_hidden_layers": 5}, head_dim=8, sliding_window=7,
+            query_pre_attn_scalar=8, layer_types=[*kinds, "sliding_attention"],
+        ),
+        vision_config=STOCK.SiglipVisionConfig(**_TOWER, vision_use_head=False),
+        image_token_id=_IMAGE, boi_token_id=5, eoi_token_id=6, mm_tokens_per_image=4,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return STOCK.Gemma3ForConditionalGeneration(config), _one_size()
+
+
 def _idefics3() -> tuple[Any, Any]:
     config = STOCK.Idefics3Config(
         text_config=STOCK.LlamaConfig(**_TEXT), vision_config=_TOWER, scale_factor=2,
@@ -122,6 +138,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
 
 
 MAKERS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
+    "gemma3": _gemma3,
     "idefics3": _idefics3,
     "internvl": _internvl,
     "llava_next": _llava_next,
@@ -139,20 +156,20 @@ def make_checkpoint(family: str, folder: Path) -> None:
     source = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, tensor in sorted(model.named_parameters()):
-            tensor.copy_(0.2 * torch.randn(tensor.shape, generator=source))
-            if tensor.ndim == 1 and name.endswith("weight"):  # a norm's
-                tensor += 1
+            noise = 0.2 * torch.randn(tensor.shape, generator=source)
+            norm = tensor.ndim == 1 and name.endswith("weight")
+            tensor.copy_(tensor + noise if norm else noise)  # about 1, or 0 where 1 is added to it
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 3, 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
-def _tokenizer() -> Any:
+def _tokenizer(marks: Mapping[str, str] = MappingProxyType({})) -> Any:
     core = Tokenizer(models.WordLevel(dict(_VOCABULARY), unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return STOCK.PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", eos_token="</s>",
-        bos_token="<s>", padding_side="left", extra_special_tokens=_NAMED,
+        bos_token="<s>", padding_side="left", extra_special_tokens=_NAMED | marks,
         additional_special_tokens=[*_MARKS, "<end_of_utterance>", *_GRID],
     )  # fmt: skip
 
@@ -165,6 +182,16 @@ def _cutting() -> Any:
     return STOCK.Idefics3Processor(
         image_processor=pixels, tokenizer=_tokenizer(), image_seq_len=4, chat_template=_TEMPLATE
     )
+
+
+def _one_size() -> Any:
+    """Every image resized to one size, four tokens between two marks."""
+    pixels = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}, **_HALF)
+    marks = {"boi_token": "<fake_token_around_image>", "eoi_token": "<global-img>"}
+    return STOCK.Gemma3Processor(
+        image_processor=pixels, tokenizer=_tokenizer(marks), image_seq_length=4,
+        chat_template=_TEMPLATE.replace("<image>", marks["boi_token"]),
+    )  # fmt: skip
 
 
 def _laying(strategy: str) -> Any:

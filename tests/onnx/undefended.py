@@ -32,6 +32,8 @@ def torch_trace(vlm: Vlm, batch: Batch, forced: Any) -> tuple[Any, Any]:
     else:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         after = mask.sum(1, keepdim=True)
+    if vlm.family.mask == "image":
+        images["token_type_ids"] = torch.from_numpy(batch.image_mask.astype(np.int64))
     with torch.no_grad():
         out = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **images
