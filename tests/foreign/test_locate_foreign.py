@@ -134,10 +134,10 @@ def test_a_bias_inside_the_fused_norm_leaves_no_ffn_output(graph_of: GraphOf) ->
     refused(graph, FIRST, "layer 0", "adds the FFN's bias")
 
 
-def test_an_ffn_that_ends_in_a_norm_is_known_by_name_alone(graph_of: GraphOf) -> None:
-    """Gemma normalises what its FFN gives before the add; the site is before that norm."""
+def test_where_a_norm_follows_the_ffn_the_site_lies_behind_it(graph_of: GraphOf) -> None:
+    """Gemma normalises what its FFN gives before the add; the site is what is added."""
     path = graph_of("genai-fp32")
-    for model, named in ((ir.load(path), True), (nameless(path), False)):
+    for model, how in ((ir.load(path), "our name"), (nameless(path), "residual stream")):
         graph = model.graph
         for skip in [n for n in graph if n.op_type.startswith("Skip")]:
             branch = skip.inputs[1]
@@ -145,12 +145,21 @@ def test_an_ffn_that_ends_in_a_norm_is_known_by_name_alone(graph_of: GraphOf) ->
             norm = ir.node("SimplifiedLayerNormalization", [branch, skip.inputs[2]], name="post")
             graph.insert_before(skip, norm)
             skip.replace_input_with(1, norm.outputs[0])
-        if named:
-            found = locate(graph, [FIRST])[FIRST]
-            assert (found.how, found.confirmed) == ("our name", False)
-            refused(graph, SUM, "the FFN output feeds SimplifiedLayerNormalization post")
-        else:
-            refused(graph, FIRST, "the FFN ends in SimplifiedLayerNormalization post")
+        found = locate(graph, [FIRST])[FIRST]
+        assert (found.how, found.confirmed) == (how, True)
+        node = found.value.producer()
+        assert node is not None
+        assert node.name == "post"
+
+
+def test_a_norm_in_pieces_behind_the_ffn_is_refused(graph_of: GraphOf) -> None:
+    """It is not seen through: a guard before it would edit another tensor."""
+    graph = ir.load(graph_of("genai-fp32")).graph
+    for skip in [n for n in graph if n.op_type.startswith("Skip")]:
+        square = ir.node("Mul", [skip.inputs[1], skip.inputs[1]], name="post")
+        graph.insert_before(skip, square)
+        skip.replace_input_with(1, square.outputs[0])
+    refused(graph, SUM, "readers of the FFN output")
 
 
 def test_a_stream_of_another_shape_is_not_guessed_at(graph_of: GraphOf) -> None:
