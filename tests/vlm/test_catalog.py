@@ -39,6 +39,7 @@ def test_an_unknown_family_lists_the_known_ones() -> None:
         ('name = "llava"', "name = 3"),
         ('position = "sequential"', 'position = "random"'),
         ('kind = "clip"', 'kind = "sonar"'),
+        ('mask = "causal"', 'mask = "sparse"'),
         ("[vision]", "[sight]"),
         ("[vision]", "[vision"),
     ],
