@@ -14,8 +14,8 @@ from guardbake.diagnose.openings import Openings
 from guardbake.samples import Sample
 from guardbake.vlm.layers import DecoderLayers, Setting
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import prepare
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,9 @@ from guardbake.batch import Batch
 from guardbake.diagnose.ablation import ANSWER, Ablation, roles, same_place
 from guardbake.diagnose.openings import Openings
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.reference import on_output
-from guardbake.vlm.runner import Session, decode, end_ids, prepare
+from guardbake.vlm.runner import Session, decode, end_ids
 
 Means = Sequence[tuple[Tensor, Tensor]]
 

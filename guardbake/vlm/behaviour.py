@@ -22,8 +22,9 @@ from guardbake.samples import Sample
 from guardbake.spec import GuardSpec, Sensor
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.low_rank import LowRank, merged
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Session, decode, end_ids, greedy, prepare
+from guardbake.vlm.runner import Session, decode, end_ids, greedy
 from guardbake.vlm.sampling import Sampling
 
 Progress = Callable[[int, int], None]

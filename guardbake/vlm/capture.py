@@ -17,9 +17,10 @@ from guardbake.batch import Batch
 from guardbake.samples import Sample
 from guardbake.site import Site
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.reference import on_site
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 Flags = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]

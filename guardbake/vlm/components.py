@@ -13,9 +13,10 @@ from guardbake.activations import Rows
 from guardbake.component import NAMES, Component
 from guardbake.samples import Sample
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.reference import on_output
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 Progress = Callable[[int, int], None]
 

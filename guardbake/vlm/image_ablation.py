@@ -22,8 +22,9 @@ from guardbake.site import Site
 from guardbake.vlm.capture import recorded
 from guardbake.vlm.forced import Ids, forced
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import Prompt, prepare
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Prompt, Session, prepare
+from guardbake.vlm.runner import Session
 from guardbake.vlm.tokens import collate
 
 Progress = Callable[[int, int], None]

@@ -11,8 +11,9 @@ import torch
 from guardbake.samples import Sample
 from guardbake.spec import GuardSpec
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 
 @torch.no_grad()

@@ -25,8 +25,9 @@ from torch.nn.functional import linear
 from guardbake.errors import MalformedError
 from guardbake.vlm.forced import Exchange, drawn, forced
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 Progress = Callable[[int, int], None]
 

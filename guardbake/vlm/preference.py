@@ -35,9 +35,10 @@ from guardbake.errors import MalformedError
 from guardbake.site import Site
 from guardbake.vlm.forced import Exchange, drawn, forced
 from guardbake.vlm.load import Vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.reference import on_site
 from guardbake.vlm.requests import Asking, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 Progress = Callable[[int, int], None]
 Vectors = Mapping[Site, Tensor]

@@ -24,7 +24,8 @@ from guardbake.passes.locate import locate
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.layers import DecoderLayers
-from guardbake.vlm.runner import Session, TorchRunner, image_arguments, prepare
+from guardbake.vlm.prompt import image_arguments, prepare
+from guardbake.vlm.runner import Session, TorchRunner
 from guardbake.vlm.tokens import Request, collate
 
 from tests.families.conftest import noise

@@ -20,8 +20,9 @@ from guardbake.site import Site
 from guardbake.vlm.capture import Attribution, capture, capture_answers, recorded
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.requests import Typography, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 Rows = npt.NDArray[np.float32]
 FFN, RESIDUAL = Site(2, "ffn_output"), Site(1, "residual")

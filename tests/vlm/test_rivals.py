@@ -30,8 +30,9 @@ from guardbake.vlm.low_rank import (
     tune,
 )
 from guardbake.vlm.preference import Descent, refine
+from guardbake.vlm.prompt import prepare
 from guardbake.vlm.requests import Typography, batches
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.runner import Session
 
 ASKING = Typography(4, 4, "answer the request in the image .")
 REFUSING, COMPLIANT = "sorry , i can not help with that .", "sure , first get the parts"

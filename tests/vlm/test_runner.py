@@ -21,7 +21,8 @@ from guardbake.spec import GuardSpec
 from guardbake.vlm.capture import recorded
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.load import Vlm, load_vlm
-from guardbake.vlm.runner import Session, TorchRunner, decode, end_ids, prepare
+from guardbake.vlm.prompt import prepare
+from guardbake.vlm.runner import Session, TorchRunner, decode, end_ids
 from guardbake.vlm.tokens import collate
 
 FAMILIES = ("tiny-llava", "tiny-qwen2_5_vl")

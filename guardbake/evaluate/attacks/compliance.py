@@ -25,7 +25,8 @@ from guardbake.vlm.forced import forced, turn_ids
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.low_rank import merged
 from guardbake.vlm.pixels import pixel_path
-from guardbake.vlm.runner import Session, prepare
+from guardbake.vlm.prompt import prepare
+from guardbake.vlm.runner import Session
 from guardbake.vlm.tokens import collate
 
 Floats = npt.NDArray[np.float64]
