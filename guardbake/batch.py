@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,19 +84,37 @@ def prefill_stops(batch: Batch, chunk: int | None, whole_images: bool) -> list[i
     return stops
 
 
+def in_groups(batch: Batch, most: int | None) -> list[Batch]:
+    """The requests in their order, at most `most` in a batch, padded as they were; None: any."""
+    total = len(batch.input_ids)
+    size = most or total
+    return [_rows(batch, start, min(start + size, total)) for start in range(0, total, size)]
+
+
 def alone(batch: Batch, row: int) -> Batch:
     """One request of the batch without its padding, and with its own images."""
-    real = batch.attention_mask[row] == 1
+    one = _rows(batch, row, row + 1)
+    real = one.attention_mask[0] == 1
+    return replace(
+        one,
+        input_ids=one.input_ids[:, real],
+        attention_mask=one.attention_mask[:, real],
+        image_mask=one.image_mask[:, real],
+    )
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Requests `start` to `stop`, not including it, with their own images."""
     pixels, grid, tiling = batch.pixel_values, batch.image_grid_thw, batch.image_tiling
     if pixels is not None:
-        own, size = _own_images(batch, row, len(pixels))
+        own, size = _own_images(batch, start, stop, len(pixels))
         grid = grid[own] if grid is not None and own.any() else None
         tiling = tiling[own] if tiling is not None and own.any() else None
         pixels = pixels[np.repeat(own, size)] if own.any() else None
     return Batch(
-        batch.input_ids[[row]][:, real],
-        batch.attention_mask[[row]][:, real],
-        batch.image_mask[[row]][:, real],
+        batch.input_ids[start:stop],
+        batch.attention_mask[start:stop],
+        batch.image_mask[start:stop],
         pixels,
         grid,
         batch.answered,
@@ -104,14 +122,15 @@ def alone(batch: Batch, row: int) -> Batch:
     )
 
 
-def _own_images(batch: Batch, row: int, pixel_rows: int) -> tuple[Array, Array]:
-    """Which images are the request's [images] bool, and how many rows of pixels each takes up."""
+def _own_images(batch: Batch, start: int, stop: int, pixel_rows: int) -> tuple[Array, Array]:
+    """Which images are of requests `start` to `stop`, not including it, [images] bool, and how many
+    rows of pixels each takes up."""
     if batch.image_tiling is not None:  # cut to its own shape, so told apart by its request alone
-        shown = batch.image_mask.any(axis=1)
-        return np.flatnonzero(shown) == row, batch.image_tiling[:, 0]
+        shown = np.flatnonzero(batch.image_mask.any(axis=1))
+        return (shown >= start) & (shown < stop), batch.image_tiling[:, 0]
     grid = batch.image_grid_thw
     size = np.ones(pixel_rows, np.int64) if grid is None else grid.prod(axis=1)
     # an image takes up tokens as it takes up patches, so rows of images end where tokens do
     ends = size.cumsum() * int(batch.image_mask.sum()) // int(size.sum())
-    before = int(batch.image_mask[:row].sum())
-    return (ends > before) & (ends <= before + int(batch.image_mask[row].sum())), size
+    before, after = (int(batch.image_mask[:row].sum()) for row in (start, stop))
+    return (ends > before) & (ends <= after), size

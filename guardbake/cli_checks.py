@@ -21,22 +21,43 @@ Junit = Annotated[
     Path | None,
     typer.Option("--junit", help="Write every gate as a JUnit XML test case, passed or not."),
 ]
+RunnerName = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        help="onnx: onnxruntime on the CPU. cuda: onnxruntime on an NVIDIA GPU, TF32 off. rtx, "
+        "tensorrt: the bundle's engines on the GPU they were compiled for.",
+    ),
+]
+Engines = Annotated[
+    Path | None,
+    typer.Option(help="What guardbake build made of the bundle, for the runners rtx and tensorrt."),
+]
 Bundle = Annotated[Path, typer.Argument(help="A folder that guardbake bake wrote.")]
 
 
 @checks.command()
-def parity(bundle: Bundle, as_json: AsJson = False, junit: Junit = None) -> None:
-    """Run the bundle's golden feeds in onnxruntime and compare with the reference's answers.
+def parity(
+    bundle: Bundle,
+    runner: RunnerName = "onnx",
+    engines: Engines = None,
+    as_json: AsJson = False,
+    junit: Junit = None,
+) -> None:
+    """Run the bundle's golden feeds and compare with the reference's answers.
 
-    The guard's nodes are run alone, too, on golden vectors. Gates that need the source model are
-    asked by bake alone.
+    The guard's nodes are run alone, too, on golden vectors, in onnxruntime. Gates that need the
+    source model are asked by bake alone. No runner gives way to another one: where there is no GPU,
+    those that need one end with exit status 7.
     """
     from guardbake.plugins import find_runner, find_session
     from guardbake.steps.certify import compared, require_parity
     from guardbake.steps.recheck import recheck
 
     with suite_of("parity", junit) as suite:
-        report = recheck(bundle, find_runner("onnx"), find_session("onnx"))
+        # an engine has no nodes that could be run alone
+        session = find_session("cuda" if runner == "cuda" else "onnx")
+        report = recheck(bundle, find_runner(runner), session, engines)
         suite.add(compared(report["comparisons"]))
         require_parity(report)
     if as_json:
@@ -45,6 +66,8 @@ def parity(bundle: Bundle, as_json: AsJson = False, junit: Junit = None) -> None
     for row in report["comparisons"]:
         limit = "none allowed" if row["limit"] is None else f"budget {row['limit']:.3g}"
         print(f"{row['quantity']:<44} {row['worst']:.3g}  {limit}  {row['compared']} compared")
+    for graph, settings in report["settings"].items():
+        print(f"{graph}: {settings}")
     print("parity: pass")
 
 

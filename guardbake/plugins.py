@@ -53,7 +53,13 @@ class Trace:
 
 
 class Runner(Protocol):
-    """Runs one rendering of a model: PyTorch, onnxruntime, an engine."""
+    """Runs one rendering of a model: PyTorch, onnxruntime, an engine.
+
+    settings: by graph, what has computed it so far, where and how precisely, in words.
+    """
+
+    @property
+    def settings(self) -> Mapping[str, str]: ...
 
     def run(
         self,
@@ -181,7 +187,19 @@ class Session(Protocol):
         ...
 
 
-RunnerFactory = Callable[[Path], Runner]
+class RunnerFactory(Protocol):
+    """Declared by entry point, group `guardbake.runners`."""
+
+    def __call__(self, folder: Path, engines: Path | None = None) -> Runner:
+        """A runner of a bundle, or of what an `Exporter` wrote.
+
+        engines: what `guardbake build` made of the bundle, for a runner that executes engines; any
+        other raises UsageError. Raises EnvironmentFault, here or at the first run, if this machine
+        lacks what the runner needs.
+        """
+        ...
+
+
 OpenSession = Callable[[bytes, Path], Session]
 
 
@@ -191,7 +209,7 @@ def find_exporter(name: str) -> Exporter:
 
 
 def find_runner(name: str) -> RunnerFactory:
-    """Makes a runner of a folder; group `guardbake.runners`."""
+    """What makes runners of that name; group `guardbake.runners`."""
     return cast(RunnerFactory, _load(RUNNER_GROUP, name))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from guardbake.batch import Batch, alone, without_images
+from guardbake.batch import Batch, alone, in_groups, without_images
 
 
 def test_image_tokens_go_and_words_stay_in_their_order() -> None:
@@ -65,3 +65,24 @@ def test_what_is_answered_is_no_prompt() -> None:
     whole = Batch(ids, (ids > 0).astype(np.int64), ids == 9, None, None, answered=2)
     assert whole.prompt_lengths.tolist() == [3, 4]
     assert (without_images(whole).input_ids[:, -2:] == [[5, 6], [2, 1]]).all()
+
+
+def test_groups_keep_order_padding_and_their_own_images() -> None:
+    ids = np.array([[0, 0, 5, 9, 6], [0, 4, 3, 2, 1], [9, 9, 9, 8, 7]])
+    mask = (ids > 0).astype(np.int64)
+    pixels, grid = np.arange(8.0)[:, None], np.array([[1, 1, 2], [1, 2, 3]])
+    whole = Batch(ids, mask, ids == 9, pixels, grid, answered=1)
+    first, second = in_groups(whole, 2)
+    assert [group.input_ids.tolist() for group in (first, second)] == [
+        ids[:2].tolist(),
+        [[*ids[2]]],
+    ]
+    assert first.pixel_values is not None
+    assert first.pixel_values[:, 0].tolist() == [0, 1]
+    assert second.pixel_values is not None
+    assert second.pixel_values[:, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    assert second.answered == 1
+    assert [len(group.input_ids) for group in in_groups(whole, None)] == [3]
+    words = in_groups(whole, 1)[1]
+    assert words.pixel_values is None
+    assert words.image_grid_thw is None

@@ -1,4 +1,4 @@
-"""Any ONNX graph in onnxruntime on the CPU, operator by operator: for checks, not for speed."""
+"""Any ONNX graph in onnxruntime, operator by operator: for checks, not for speed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from guardbake.errors import UnsupportedError
+
+from guardbake_onnx.provider import CPU, CUDA, Provider, providers_of
 
 Array = npt.NDArray[Any]
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -42,18 +44,29 @@ class GraphSession:
 
 
 def open_graph(model: bytes, data: Path) -> GraphSession:
-    """A session of a serialised graph whose external data lies in the folder `data`.
+    """A session on the CPU of a serialised graph whose external data lies in the folder `data`.
 
     Nothing is fused, so what two graphs have in common they compute alike, bit for bit. Raises
-    UnsupportedError if onnxruntime cannot run the graph on a CPU.
+    UnsupportedError if onnxruntime cannot run the graph.
     """
+    return _open(model, data, CPU)
+
+
+def open_cuda_graph(model: bytes, data: Path) -> GraphSession:
+    """The same by CUDA; EnvironmentFault if this machine or this onnxruntime has none."""
+    return _open(model, data, CUDA)
+
+
+def _open(model: bytes, data: Path, provider: Provider) -> GraphSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry(_DATA_FOLDER, str(data.absolute()))
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model, options, providers=providers_of(provider), enable_fallback=False
+        )
     except _FAULTS as error:
         raise _unsupported(error) from error
     return GraphSession(session)
@@ -62,7 +75,7 @@ def open_graph(model: bytes, data: Path) -> GraphSession:
 def _unsupported(error: Exception) -> UnsupportedError:
     return UnsupportedError(
         found=f"{type(error).__name__}: {str(error)[:400]}",
-        expected="a graph that onnxruntime runs on a CPU",
+        expected="a graph that onnxruntime runs",
         where="the numeric self-check",
         remedy="export such a graph, or say --no-self-check and check it where it runs",
     )

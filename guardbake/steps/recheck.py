@@ -32,17 +32,20 @@ def budgets_of(section: ParitySection) -> Budgets:
     return Budgets(**declared)
 
 
-def recheck(bundle: Path, runner: RunnerFactory, open_session: OpenSession) -> dict[str, Any]:
-    """Run the golden feeds through `runner(bundle)` and compare; returns the report.
+def recheck(
+    bundle: Path, runner: RunnerFactory, open_session: OpenSession, engines: Path | None = None
+) -> dict[str, Any]:
+    """Run the golden feeds through `runner(bundle, engines)` and compare; returns the report.
 
-    The guard's nodes are run alone as well, on the golden vectors. The bundle's bytes are not
+    It says under "settings" what computed each graph. The guard's nodes are run alone as well, in
+    `open_session`, on the golden vectors. The bundle's bytes are not
     verified here: an altered graph is judged by what it computes; whether all of it passed is in
     the report, see `require_parity`. Raises MalformedError if the bundle lacks what it needs,
     IntegrityError if its golden runs are of another guard.
     """
     spec, golden, budgets = read_golden(bundle)
+    running = runner(bundle, engines)
     found = hold_nodes(bundle / DECODER, spec, golden.vectors, open_session, budgets)
-    running = runner(bundle)
     pairs = []
     for name, (batch, truth) in golden.runs.items():
         steps = truth.tokens.shape[1]
@@ -50,7 +53,8 @@ def recheck(bundle: Path, runner: RunnerFactory, open_session: OpenSession) -> d
         free = running.run(batch, steps, keep_prefill=False)
         pairs.append(Pair(name, truth, forced, free, None))
         found += same_however_fed(fed_otherwise(running, batch, forced), forced, budgets)
-    return compare(pairs, budgets, bool(spec.sensors), golden.noise, found).to_json()
+    report = compare(pairs, budgets, bool(spec.sensors), golden.noise, found).to_json()
+    return {**report, "settings": dict(running.settings)}
 
 
 def read_golden(bundle: Path) -> tuple[GuardSpec, Golden, Budgets]:

@@ -209,6 +209,12 @@ class TorchRunner:
         self.spec = spec
         self.end_ids = end_ids(vlm)
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """See `Runner`."""
+        one = next(self.vlm.model.parameters())
+        return {"model": f"torch {torch.__version__}, {one.dtype} on {one.device}"}
+
     @torch.no_grad()
     def run(
         self,

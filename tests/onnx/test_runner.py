@@ -18,8 +18,9 @@ from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.plugins import Trace
 from guardbake.vlm.tokens import collate, positions
 
-from guardbake_onnx import runner
-from guardbake_onnx.runner import OnnxRunner, open_session
+from guardbake_onnx import decoding
+from guardbake_onnx.provider import open_session
+from guardbake_onnx.runner import OnnxRunner
 from tests.onnx.conftest import Exported, largest_difference
 from tests.onnx.undefended import LOGITS, torch_trace
 
@@ -69,7 +70,9 @@ def test_wrong_positions_would_be_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A planted fault: positions that do not count, which only makes answers quietly worse."""
-    monkeypatch.setattr(runner, "positions", lambda *args, **named: positions(*args, **named) // 2)
+    monkeypatch.setattr(
+        decoding, "positions", lambda *args, **named: positions(*args, **named) // 2
+    )
     seen = exported.runner.run(mixed_batch, STEPS, forced_tokens=forced)
     assert largest_difference(seen.step_logits, trace.step_logits) > 10 * LOGITS
 
