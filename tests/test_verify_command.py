@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import onnxruntime
 import pytest
 
 from guardbake.bundle.papers import SBOM
@@ -41,6 +42,22 @@ def test_parity_shows_every_gate_that_needs_no_source_model(
     found = cases(tmp_path / "a.xml")
     assert {"law", "canary", "kl", "top-1", "top-5", "noise", "cache", "tokens"} <= set(found)
     assert set(found.values()) == {"system-out"}
+
+
+def test_parity_says_where_it_ran_and_ends_with_7_where_it_cannot(
+    baked: Baked, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("parity", baked.bundle) == 0
+    out = capsys.readouterr().out
+    assert f"decoder: onnxruntime {onnxruntime.__version__}, CPUExecutionProvider" in out
+    assert run("parity", baked.bundle, "--runner", "cuda") == 7
+    err = " ".join(capsys.readouterr().err.split())
+    assert "onnxruntime's CUDAExecutionProvider" in err
+    assert "install onnxruntime-gpu" in err
+    assert run("parity", baked.bundle, "--runner", "rtx") == 7
+    assert "NVIDIA GPU" in " ".join(capsys.readouterr().err.split())
+    assert run("parity", baked.bundle, "--runner", "absent") == 7
+    assert run("parity", baked.bundle, "--engines", baked.bundle) == 2
 
 
 def test_what_stops_a_bake_before_its_gates_is_an_error(run: Run, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@
         backend=backend, capabilities=("SM89", "SM120"), profile=profile, guard_nodes=names,
     )
 
-TensorRT-RTX compiles on any machine, without a GPU; nothing in this package runs an engine. What it
-promises is therefore "accepted and compiled", and the record says so: the guard is in the network
-that the builder took, on a path to the output, in float32 without TF32.
+TensorRT-RTX compiles on any machine, without a GPU, and what is promised of an engine is therefore
+"accepted and compiled", and its record says so: the guard is in the network that the builder took,
+on a path to the output, in float32 without TF32. Whether it computes what the reference does is
+seen where the GPU is, by `guardbake parity --runner rtx`.
 
 `load_engine` hands out the bytes of an engine that a verified list names, to whoever has a GPU.
-`engines` holds the entry points of the group `guardbake.engines`.
+`engines` and `runner` hold the entry points of `guardbake.engines` and `guardbake.runners`.
 """
 
 from guardbake_tensorrt.backend import Backend, BackendName, load_backend

@@ -20,7 +20,6 @@ from guardbake.plugins import Trace, find_runner, find_session
 from guardbake_onnx.loop import ExecutorRunner
 from guardbake_onnx.provider import CPU, CUDA, open_session, require_placed
 from guardbake_onnx.runner import CudaRunner, OnnxRunner, OrtExecutor
-from tests.bakes import Baked
 from tests.onnx.conftest import Exported
 
 STEPS = 6
@@ -167,20 +166,6 @@ def test_products_that_the_cpu_computes_unasked_are_a_fault(exported: Exported) 
 
     with pytest.raises(EnvironmentFault, match=r"\d+ (Fused)?MatMul by CPUExecutionProvider"):
         require_placed(Pretending(), CUDA, path)
-
-
-def test_parity_says_where_it_ran_and_ends_with_7_where_it_cannot(
-    baked: Baked, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("parity", baked.bundle) == 0
-    out = capsys.readouterr().out
-    assert f"decoder: onnxruntime {onnxruntime.__version__}, CPUExecutionProvider" in out
-    assert run("parity", baked.bundle, "--runner", "cuda") == 7
-    err = " ".join(capsys.readouterr().err.split())
-    assert "onnxruntime's CUDAExecutionProvider" in err
-    assert "install onnxruntime-gpu" in err
-    assert run("parity", baked.bundle, "--runner", "absent") == 7
-    assert run("parity", baked.bundle, "--engines", baked.bundle) == 2
 
 
 def test_an_onnx_runner_has_the_settings_of_what_it_has_opened(

@@ -31,6 +31,8 @@ from guardbake_onnx.weights import stream
 from guardbake_onnx.write import write_graph
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
 from tests.bakes import guardbake
+from tests.onnx.conftest import exported as exported  # a fixture, as is the next
+from tests.onnx.conftest import mixed_batch as mixed_batch
 from tests.tensorrt.bundles import Built, write_bundle
 
 WIDTH, HEADS, HEAD, LAYERS, WORDS = 16, 2, 8, 2, 32
