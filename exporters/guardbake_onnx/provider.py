@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from guardbake.errors import EnvironmentFault, MalformedError
+from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 
 _RECORD: Final = "session.record_ep_graph_assignment_info"
 _FAULTS = (
@@ -58,8 +58,9 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """A session whose matrix products are all computed by `provider`.
 
-    Raises MalformedError, naming the file, if onnxruntime cannot load it, EnvironmentFault if this
-    machine or this onnxruntime lacks the provider, or has it and lets the CPU compute after all.
+    Raises MalformedError, naming the file, if onnxruntime cannot load it, UnsupportedError for an
+    operator or a type that nothing here computes, EnvironmentFault if this machine or this
+    onnxruntime lacks the provider, or has it and lets the CPU compute after all.
     """
     providers = providers_of(provider)
     options = onnxruntime.SessionOptions()
@@ -71,6 +72,13 @@ def open_session(
         session = onnxruntime.InferenceSession(
             path, options, providers=providers, enable_fallback=False
         )
+    except ort_errors.NotImplemented as error:
+        raise UnsupportedError(
+            found=str(error)[:400],
+            expected=f"operators and types that {provider} has",
+            where=str(path),
+            remedy="use another runner, or export the model in another precision",
+        ) from error
     except _FAULTS as error:
         if provider is not CPU and "CUDA" in str(error):
             _absent(provider, str(error)[:400])

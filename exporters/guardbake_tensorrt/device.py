@@ -24,8 +24,9 @@ _WHERE: Final = "the GPU of this machine"
 
 
 class CudaDevice:
-    """The current CUDA device and one stream, on which everything happens in order.
+    """The first CUDA device and one stream, on which everything happens in order.
 
+    name, capability: "NVIDIA GeForce RTX 4090" and "sm89", say.
     runtime: the module cuda.bindings.runtime, typed Any because it ships no complete stubs. Raises
     EnvironmentFault if there is no device, and on any later error but ResourceFault when its memory
     is full.
@@ -35,7 +36,9 @@ class CudaDevice:
         self._runtime = runtime
         if not self._call("cudaGetDeviceCount"):
             raise _no_device("no CUDA device")
-        self.name = bytes(self._call("cudaGetDeviceProperties", 0).name).rstrip(b"\0").decode()
+        said = self._call("cudaGetDeviceProperties", 0)
+        self.name = bytes(said.name).rstrip(b"\0").decode()
+        self.capability = f"sm{said.major}{said.minor}"
         self.stream = int(self._call("cudaStreamCreate"))
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceTensor:

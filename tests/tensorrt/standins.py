@@ -60,7 +60,7 @@ class HostRuntime:
         return done, self._devices
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
-        return self.cudaError_t.cudaSuccess, SimpleNamespace(name=b"stand-in\0\0")
+        return self.cudaError_t.cudaSuccess, SimpleNamespace(name=b"stand-in\0\0", major=8, minor=9)
 
     def cudaStreamCreate(self) -> tuple[int, int]:
         return self.cudaError_t.cudaSuccess, 7
