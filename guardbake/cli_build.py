@@ -62,7 +62,7 @@ PrintCommand = Annotated[
     typer.Option(
         "--print-command",
         help="Compile nothing: write the graphs as they would be compiled, and print for each the "
-        "tensorrt_rtx or trtexec line, to be run in the new folder.",
+        "tensorrt_rtx or trtexec line, to be run in the new folder; Polygraphy takes them as well.",
     ),
 ]
 

@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from guardbake.errors import UnsupportedError
-from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask
+from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, Number
 from guardbake.recipe import EngineSection
 from guardbake.steps.engines import sizes_of
 
 from guardbake_tensorrt import EngineProfile, EngineRecord
 from guardbake_tensorrt.engines import RtxEngines, TensorRtEngines
 from guardbake_tensorrt.sizes import profile_for
+from tests.tensorrt.guards import guard_tiny
 
 _SIZES = EngineSizes(batch=(1, 1, 2), sequence=(1, 8, 16), past=(0, 8, 32))
 
@@ -50,6 +51,32 @@ def test_a_decoder_is_built_in_half_precision_and_with_a_static_cache(
     assert wanted.items() <= dict(record.settings).items()
     line = RtxEngines().prepare(task, tmp_path)
     assert "--maxShapes=inputs_embeds:2x16x128,attention_mask:2x128,write_indices:2," in line
+
+
+def _parts(path: Path, backend: Any) -> list[bool]:
+    """Of a graph, part by part, whether the parser supports it: what `polygraphy inspect
+    capability --with-partitioning` asks it."""
+    network = backend.module.Builder(backend.logger).create_network(0)
+    parser = backend.module.OnnxParser(network, backend.logger)
+    whole = parser.supports_model_v2(path.read_bytes(), str(path))
+    found = [parser.is_subgraph_supported(index) for index in range(parser.num_subgraphs)]
+    backend.log.drain()
+    return [*found, whole]
+
+
+@pytest.mark.parametrize("number", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("capacity", [None, 64])
+def test_what_is_prepared_is_supported_whole(
+    number: Number, capacity: int | None, tiny: Any, guard: Any, backend: Any, tmp_path: Path
+) -> None:
+    made = guard_tiny(tiny, guard, "sequence")
+    task = EngineTask(
+        made.path, "decoder", ("sm89",), _SIZES, "1" * 64, made.nodes, number, capacity
+    )
+    RtxEngines().prepare(task, tmp_path)
+    assert _parts(tmp_path / "decoder.onnx", backend) == [True, True]
+    # as exported it is not: lowering is what makes it so
+    assert False in _parts(made.path, backend)
 
 
 def test_a_missing_library_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
