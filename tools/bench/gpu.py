@@ -31,7 +31,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gpu_outcome import Outcome, read_outcome
+from gpu_outcome import Outcome, Status, read_outcome
 
 FAMILIES = ("llava", "qwen2_5_vl")
 RUNNERS = ("cuda", "rtx", "tensorrt")
@@ -84,7 +84,7 @@ def bundle(folder: Path | None, engines: Path | None, runner: str) -> Outcome:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return Outcome("done", "parity: pass", json.loads(done.stdout))
-    status = "not run" if done.returncode == 7 else "failed"
+    status: Status = "not run" if done.returncode == 7 else "failed"
     return Outcome(status, f"exit {done.returncode}: {done.stderr.strip()[-1500:]}")
 
 

@@ -24,6 +24,8 @@ from gpu_outcome import Outcome
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from random_decoders import SHAPES, Decoders, FamilyName, random_decoders
 
+from guardbake.plugins import Number
+
 from guardbake_onnx.executor import GraphInput
 from guardbake_onnx.provider import CPU, CUDA, Provider, open_session
 from guardbake_onnx.runner import OrtExecutor
@@ -83,7 +85,7 @@ class Arm:
 
 
 @functools.cache
-def _random(shape: tuple[int | None, ...], dtype: np.dtype[Any]) -> Any:
+def _random(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     rng = np.random.default_rng(0)
     return rng.standard_normal(shape, np.float32).astype(dtype)
 
@@ -102,8 +104,8 @@ def _value(name: str, given: GraphInput, batch: int, tokens: int, past: int) -> 
     if name == "guard_image_mask":
         return np.zeros((batch, tokens), bool)
     if name == "inputs_embeds":
-        return _random((batch, tokens, given.shape[2]), given.dtype)
-    return _random((batch, given.shape[1], past, given.shape[3]), given.dtype)
+        return _random((batch, tokens, given.shape[2] or 0), given.dtype)
+    return _random((batch, given.shape[1] or 0, past, given.shape[3] or 0), given.dtype)
 
 
 def _interleaved(arms: dict[str, Arm], rounds: int, until: float) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def check(
 ) -> Outcome:
     """Writes what it has into `out` as it goes; stops between cases when its time is over."""
     until = time.monotonic() + 60 * minutes / 2
-    number = "float16" if cuda else "float32"
+    number: Number = "float16" if cuda else "float32"
     decoders = random_decoders(family, size, number, folder, shared=True)
     shape = SHAPES[family, size]
     figures: dict[str, Any] = {
