@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +222,16 @@ def test_a_machine_without_a_gpu_says_so() -> None:
     device.release(lost.address)
     with pytest.raises(EnvironmentFault, match="cudaMemcpyAsync: cudaErrorInvalidValue"):
         lost.numpy()
+
+
+def test_the_runner_imports_nothing_that_only_a_gpu_needs() -> None:
+    code = (
+        "import sys, guardbake_tensorrt.runner;"
+        "heavy = {'torch', 'transformers', 'onnxruntime', 'tensorrt_rtx', 'tensorrt', 'cuda'};"
+        "print(*heavy.intersection(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, [])
 
 
 def test_here_there_is_none() -> None:

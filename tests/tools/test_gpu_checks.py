@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "bench" / "gpu.py"
-ASKED = ("machine", "parity-llava", "latency-llava", "engine-llava", "bundle-cuda")
+ASKED = (
+    "machine", "parity-llava", "latency-llava", "hooks-qwen2_5_vl", "engine-llava", "bundle-cuda",
+)  # fmt: skip
 
 
 def checks(out: Path, *more: str) -> str:
@@ -37,9 +39,9 @@ def test_what_ran_has_figures_and_what_did_not_says_why(
         "machine": "done",
         "parity-llava": "done",
         "latency-llava": "done",
+        "hooks-qwen2_5_vl": "done",
         "engine-llava": "not run",
         "bundle-cuda": "not run",
-        "hooks": "not run",
         "fit": "not run",
     }, results
     parity = results["parity-llava"]["figures"]

@@ -9,6 +9,7 @@ on with what is not done. What cannot be run here says why: nothing is skipped i
     machine    the GPU, its driver, the libraries and what each of them says it can do
     parity-*   tiny models by onnxruntime's CUDA provider, TF32 off, against PyTorch in float64
     latency-*  guarded / unguarded decoders of --size and random weights, prefill and decode
+    hooks-*    the same by the PyTorch reference, whose guard is hooks
     engine-*   an engine compiled by TensorRT-RTX, loaded here, against PyTorch in float64
     bundle-*   guardbake parity of --bundle, by the runners cuda, rtx and tensorrt
 
@@ -38,11 +39,14 @@ RUNNERS = ("cuda", "rtx", "tensorrt")
 NUMBERS = ("float32", "float16", "bfloat16")
 CHECKS = (
     "machine",
-    *(f"{kind}-{family}" for kind in ("parity", "latency", "engine") for family in FAMILIES),
+    *(
+        f"{kind}-{family}"
+        for kind in ("parity", "latency", "hooks", "engine")
+        for family in FAMILIES
+    ),
     *(f"bundle-{runner}" for runner in RUNNERS),
 )
 NEVER = {
-    "hooks": "PyTorch hooks on the same work: the reference computes on the CPU alone",
     "fit": "diagnose and fit at 7B shapes: they compute on the CPU; tools/bench/subspaces.py and "
     "tools/bench/trace.py time them there",
 }
@@ -112,6 +116,10 @@ def one(name: str, arguments: argparse.Namespace) -> Outcome:
                 from gpu_engine import check as engine
 
                 return engine(which, folder, numbers)  # type: ignore[arg-type]
+            if kind == "hooks":
+                from gpu_hooks import check as hooks
+
+                return hooks(which, arguments.size, cuda, arguments.minutes, out)  # type: ignore[arg-type]
             from gpu_latency import check as latency
 
             return latency(which, arguments.size, cuda, folder, arguments.minutes, out)  # type: ignore[arg-type]

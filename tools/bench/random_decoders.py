@@ -70,8 +70,7 @@ def random_decoders(
     family: FamilyName, size: str, number: Number, folder: Path, *, shared: bool
 ) -> Decoders:
     """Write guarded.onnx, unguarded.onnx and their weights. shared: all from one block."""
-    shape = SHAPES[family, size]
-    config = _config(family, shape)
+    shape, config = SHAPES[family, size], config_of(family, size)
     model = hollow_from_config(config, getattr(torch, number))
     graph = capture_decoder(model, family_of(config))
     parameters = _give_weights(graph, folder / DATA, shared)
@@ -112,7 +111,9 @@ def random_guard(family: str, width: int, layers: int, threshold: float = 0.0) -
     return GuardSpec(identity, "care", "sequence", (sensor,), tuple(edits), {})
 
 
-def _config(family: FamilyName, shape: Shape) -> Any:
+def config_of(family: FamilyName, size: str) -> Any:
+    """A VLM whose decoder has that shape; its vision tower is of no use."""
+    shape = SHAPES[family, size]
     if family == "llava":
         text = LlamaConfig(
             hidden_size=shape.width,
