@@ -13,7 +13,10 @@ import pytest
 from guardbake.bundle.papers import SBOM
 from guardbake.bundle.verify import CHECKS
 
+from guardbake_tensorrt import EngineRecord, runner
+from guardbake_tensorrt.device import CudaDevice
 from tests.bakes import Baked
+from tests.tensorrt.standins import GraphEngine, HostRuntime, backend_of
 
 Run = Callable[..., int]
 
@@ -58,6 +61,23 @@ def test_parity_says_where_it_ran_and_ends_with_7_where_it_cannot(
     assert "NVIDIA GPU" in " ".join(capsys.readouterr().err.split())
     assert run("parity", baked.bundle, "--runner", "absent") == 7
     assert run("parity", baked.bundle, "--engines", baked.bundle) == 2
+
+
+def test_parity_runs_the_engine_of_a_bundle_where_there_is_a_gpu(
+    baked: Baked, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every gate, by one command; the GPU is a stand-in, what computes is the bundle's graph."""
+    record = EngineRecord.from_json((baked.bundle / "decoder.engine.json").read_text())
+    gpu = HostRuntime()
+    engine = GraphEngine(baked.bundle / "decoder.onnx", gpu, record.profile)
+    monkeypatch.setattr(runner, "open_device", lambda: CudaDevice(gpu))
+    monkeypatch.setattr(runner, "load_backend", lambda _: backend_of(engine, record.version))
+    assert run("parity", baked.bundle, "--runner", "rtx") == 0
+    out = capsys.readouterr().out
+    assert f"engine {record.engine_sha256[:12]}, TF32 False" in out
+    assert "on stand-in" in out
+    assert "vision: onnxruntime" in out
+    assert set(engine.profiles_used) == {0, 1}
 
 
 def test_what_stops_a_bake_before_its_gates_is_an_error(run: Run, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import tensorrt_rtx
 from guardbake_onnx.executor import GraphInput
 from guardbake_onnx.provider import CPU, open_session
 from guardbake_onnx.runner import OrtExecutor
+from guardbake_tensorrt import Backend, load_backend
 from guardbake_tensorrt.profile import EngineProfile
 
 _KINDS = {
@@ -139,6 +140,23 @@ class GraphEngine:
     def get_aliased_input_tensor(self, name: str) -> str | None:
         written_in_place = "write_indices" in self.executor.inputs and name.startswith("present.")
         return name.replace("present.", "past_key_values.") if written_in_place else None
+
+
+def backend_of(engine: GraphEngine | None, version: str) -> Backend:
+    """A library whose runtime deserialises whatever it is given as `engine`, or refuses it."""
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self._logger = logger
+
+        def deserialize_cuda_engine(self, content: bytes) -> GraphEngine | None:
+            if engine is None:
+                self._logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "not the capability of plan")
+            return engine
+
+    module = SimpleNamespace(__name__="stand-in", Runtime=Runtime)
+    real = load_backend("rtx")
+    return Backend("rtx", module, version, real.logger, real.log)
 
 
 class GraphContext:

@@ -41,7 +41,7 @@ from guardbake_tensorrt.lower import lower_graph, read_graph
 from tests.onnx.conftest import Exported
 from tests.onnx.guarding import between
 from tests.tensorrt.bundles import Built
-from tests.tensorrt.standins import GraphEngine, HostRuntime
+from tests.tensorrt.standins import GraphEngine, HostRuntime, backend_of
 
 STEPS, CAPACITY = 8, 128
 NOISE = Budget(1e-4, "float32 noise of another summation order, values of order 1 to 10")
@@ -241,26 +241,12 @@ def test_here_there_is_none() -> None:
     assert caught.value.exit_code == 7
 
 
-class _Runtime:
-    """A library that takes no engine, as one does on a GPU of another kind."""
-
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
-
-    def deserialize_cuda_engine(self, content: bytes) -> None:
-        self.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "compute capability 9.0 not in plan")
-
-
-class _Module:
-    Runtime = _Runtime
-
-
 def test_an_engine_that_the_gpu_does_not_take_is_refused_in_the_librarys_words(
     built: Built, bundle: Path, backend: Backend
 ) -> None:
-    other = Backend("rtx", _Module, backend.version, backend.logger, backend.log)
-    with pytest.raises(EnvironmentFault, match=r"9\.0 not in plan.*SM89.*not stand-in"):
-        open_engine(built.folder, "decoder", other, CudaDevice(HostRuntime()), bundle)
+    refusing = backend_of(None, backend.version)
+    with pytest.raises(EnvironmentFault, match=r"capability of plan.*SM89.*not stand-in"):
+        open_engine(built.folder, "decoder", refusing, CudaDevice(HostRuntime()), bundle)
 
 
 @pytest.mark.parametrize("name", ["rtx", "tensorrt"])
