@@ -99,8 +99,8 @@ class Decoding:
         }
         feeds |= self._of_images(start, tokens)
         found, kept = self._executor.run(feeds, self._carried, self._next.keys())
-        self._state = {}  # all of it is on the device now
         self._carried = {self._next[name]: value for name, value in kept.items()}
+        self._state = {n: value for n, value in self._state.items() if n not in self._carried}
         if LOGITS not in found:
             raise MalformedError(
                 found=f"outputs {list(self._executor.outputs)}",
@@ -123,7 +123,8 @@ class Decoding:
     @property
     def state(self) -> Array | None:
         """The guard's state after the last call, [B] int64; None if it has none."""
-        return self._carried[STATE].numpy() if STATE in self._carried else None
+        left = self._carried.get(STATE)
+        return self._state.get(STATE) if left is None else left.numpy()
 
     def _of_images(self, start: int, tokens: int) -> dict[str, Array]:
         """What the graph asks of the call's image tokens; new tokens are none."""
