@@ -40,12 +40,12 @@ class Row:
     guard: dict[str, int]
 
 
-def measure(work: Path, kind: str, number: str) -> Row:
+def measure(work: Path, kind: str) -> Row:
     """Compile once; this process imports nothing heavy, and so does not count into the peak."""
     command = [sys.executable, str(Path(__file__).resolve()), str(work), "--build", kind]
     started = time.monotonic()
     with (work / f"{kind}.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--number", number], stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log)
         _, status, used = os.wait4(process.pid, 0)
     wall = time.monotonic() - started
     if status:
@@ -57,15 +57,15 @@ def measure(work: Path, kind: str, number: str) -> Row:
     return Row(kind, wall, used.ru_utime, peak, record["engine_bytes"], record["layers"], guard)
 
 
-def make(work: Path, family: str, size: str) -> None:
+def make(work: Path, family: str, size: str, number: str) -> None:
     from random_decoders import random_decoders
 
-    made = random_decoders(family, size, "float32", work, shared=False)  # type: ignore[arg-type]
+    made = random_decoders(family, size, number, work, shared=False)  # type: ignore[arg-type]
     said = {"nodes": made.nodes, "guard": made.spec.digest, "parameters": made.parameters}
     (work / "made.json").write_text(json.dumps(said))
 
 
-def build(work: Path, kind: str, number: str) -> None:
+def build(work: Path, kind: str) -> None:
     from guardbake.plugins import EngineSizes, EngineTask
 
     from guardbake_tensorrt.engines import RtxEngines
@@ -79,8 +79,7 @@ def build(work: Path, kind: str, number: str) -> None:
         EngineSizes(batch=(1, 1, 4), sequence=(1, 256, 512), past=(0, 512, CAPACITY - 1)),
         made["guard"] if guarded else None,
         tuple(made["nodes"]) if guarded else (),
-        number,  # type: ignore[arg-type]
-        CAPACITY,
+        capacity=CAPACITY,
     )
     RtxEngines().build(task, work, lambda *_: None)
 
@@ -107,16 +106,17 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work
     if arguments.make:
-        return make(work, arguments.family, arguments.size)
+        return make(work, arguments.family, arguments.size, arguments.number)
     if arguments.build:
-        return build(work, arguments.build, arguments.number)
+        return build(work, arguments.build)
     work.mkdir(parents=True)
     given = ["--family", arguments.family, "--size", arguments.size]
+    given += ["--number", arguments.number]
     subprocess.run([sys.executable, __file__, str(work), "--make", *given], check=True)
     rows: list[Row] = []
     for turn in range(arguments.rounds):
         for kind in KINDS[:: 1 if turn % 2 == 0 else -1]:
-            rows.append(measure(work, kind, arguments.number))
+            rows.append(measure(work, kind))
             print(f"{kind}: {rows[-1].wall:.1f} s", file=sys.stderr, flush=True)
     report(arguments, rows, json.loads((work / "made.json").read_text()))
     shutil.rmtree(work)
@@ -125,7 +125,7 @@ def main() -> None:
 def report(arguments: argparse.Namespace, rows: list[Row], made: dict[str, Any]) -> None:
     """Print the table, and write --json."""
     found = ratios(rows)
-    print(f"{arguments.family}, {made['parameters'] / 1e6:.0f} M parameters, {arguments.number}, ")
+    print(f"{arguments.family}, {made['parameters'] / 1e6:.0f} M parameters, {arguments.number},")
     print(f"sm89, capacity {CAPACITY}; {platform.machine()}, {os.cpu_count()} cores\n")
     print("| decoder | wall s | user s | peak GB | engine MB | network layers |")
     print("|---|---|---|---|---|---|")

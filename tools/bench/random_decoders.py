@@ -2,7 +2,7 @@
 
 Captured as the exporter captures a checkpoint's. The weights of a shape may all be read from one
 block of random numbers, so that a 7B takes a tenth of its size on disk; every one of them still has
-memory of its own wherever it is loaded.
+memory of its own where onnxruntime loads it. TensorRT's parser refuses such a file.
 """
 
 from __future__ import annotations
