@@ -87,8 +87,9 @@ def prefill_stops(batch: Batch, chunk: int | None, whole_images: bool) -> list[i
 def in_groups(batch: Batch, most: int | None) -> list[Batch]:
     """The requests in their order, at most `most` in a batch, padded as they were; None: any."""
     total = len(batch.input_ids)
-    size = most or total
-    return [_rows(batch, start, min(start + size, total)) for start in range(0, total, size)]
+    if most is None or total <= most:
+        return [batch]
+    return [_rows(batch, start, min(start + most, total)) for start in range(0, total, most)]
 
 
 def alone(batch: Batch, row: int) -> Batch:

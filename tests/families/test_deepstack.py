@@ -10,7 +10,7 @@ from guardbake.errors import SiteError
 from guardbake.passes.locate import locate
 from guardbake.site import Site
 
-from guardbake_onnx import runner
+from guardbake_onnx.decoding import Decoding
 from tests.onnx.conftest import Exported, largest_difference
 from tests.onnx.undefended import LOGITS
 
@@ -36,7 +36,7 @@ def test_features_of_the_first_layers_reach_the_answer(
 ) -> None:
     """A planted fault: the decoder is not shown them."""
     right = member.runner.run(mixed, 1).step_logits
-    monkeypatch.setattr(runner._Decoding, "show", lambda _decoding, _levels: None)
+    monkeypatch.setattr(Decoding, "show", lambda _decoding, _levels: None)
     blind = member.runner.run(mixed, 1).step_logits
     assert largest_difference(blind[[0, 2]], right[[0, 2]]) > 100 * LOGITS
     assert largest_difference(blind[1], right[1]) <= LOGITS

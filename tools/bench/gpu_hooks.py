@@ -21,7 +21,8 @@ from guardbake.spec import GuardSpec
 from guardbake.vlm.catalog import family_of
 from guardbake.vlm.hollow import hollow_from_config
 from guardbake.vlm.load import Vlm
-from guardbake.vlm.runner import Prompt, Session
+from guardbake.vlm.prompt import Prompt
+from guardbake.vlm.runner import Session
 
 ROUNDS, STEPS = 5, 40
 
