@@ -11,14 +11,11 @@ from guardbake.vlm.catalog import models_root
 
 
 def _smaller(tmp_path: Path) -> Path:
-    """The demo recipe on a third of its prompts, with the candidate that it chooses alone, and
-    without a diagnosis, which decides nothing then."""
+    """The demo recipe on a third of its prompts, with the candidate that it chooses alone."""
     text = (models_root() / "demo.toml").read_text(encoding="utf-8")
     head, *sections = text.split("[[fit.candidates]]")
     push = next(s for s in sections if 'edit = "steer"' in s)
     text = f"{head}[[fit.candidates]]{push}" + "[parity]" + sections[-1].split("[parity]", 1)[1]
-    before, after = text.split("[diagnose]", 1)
-    text = before + "[fit]\n" + after.split("\n[fit]\n", 1)[1]
     for split, limit in (("fit", 80), ("validate", 50), ("test", 45), ("parity", 2)):
         before, after = text.split(f"[samples.{split}]", 1)
         lines = after.split("\n")
