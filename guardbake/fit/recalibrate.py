@@ -7,7 +7,7 @@ scores read from that graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from guardbake import semantics as law
-from guardbake.activations import Activations, rows_at
+from guardbake.activations import Activations, Rows, rows_at
 from guardbake.errors import MalformedError
 from guardbake.fit.gate import calibrate, next_float32
+from guardbake.fit.sensor import IMAGELESS
 from guardbake.samples import Form, Sample
+from guardbake.site import Site
 from guardbake.spec import Sensor
 
 Scores = npt.NDArray[np.float64]
-IMAGELESS: Form = "text"
 _VISUAL, _POOLED = 1, 2  # places among the thresholds of a sensor that pools
 
 
@@ -61,22 +62,23 @@ class FormShift:
 def reference_scores(sensor: Sensor, captured: Activations) -> Scores:
     """[N] float64, by the law: the scores of captured prompts at their last tokens.
 
-    A pooling sensor takes the means over image tokens, which is where its own mean stands there.
+    To a pooling sensor a prompt's mean over image tokens is a memory of one such token.
     """
-    last, pooled = np.zeros(len(captured.samples)), np.zeros(len(captured.samples))
-    for reading in sensor.readings:
-        directions = reading.directions.astype(np.float64)
-        centre = reading.centre.astype(np.float64)
-        last += (rows_at(captured.last, reading.site, "sensor") - centre) @ directions[:, law.LAST]
-        if sensor.pools:
-            means = rows_at(captured.image_mean, reading.site, "sensor") - centre
-            pooled += means @ directions[:, law.POOLED]
+    last = _features(sensor, captured.last)
     if not sensor.pools:
-        return last - sensor.thresholds[0]
-    text, visual, limit = sensor.thresholds
+        return law.score(last, sensor.thresholds)[:, 0]
+    pooled = _features(sensor, captured.image_mean)[:, 0, law.POOLED]
     images = captured.where(lambda sample: sample.form != IMAGELESS)
-    seen = last + np.maximum(-visual, np.where(images, pooled, 0) - limit)
-    return np.where(images, seen, last - text)
+    memory = np.stack([np.where(images, pooled, 0.0), images, np.ones(len(images))], axis=1)
+    real, image = np.ones((len(images), 1), np.int64), np.zeros((len(images), 1), bool)
+    scores, _ = law.pooled_score(last, sensor.thresholds, real, image, memory)
+    return scores[:, 0]
+
+
+def _features(sensor: Sensor, kind: Mapping[Site, Rows]) -> Scores:
+    """[N, 1, C] float64 of rows that stand for one token each."""
+    rows = [rows_at(kind, site, "sensor").astype(np.float64)[:, None] for site in sensor.sites]
+    return law.features(rows, sensor.readings)
 
 
 def recalibrated(

@@ -27,7 +27,7 @@ from guardbake.samples import Form, Sample
 from guardbake.semantics import CLOSED
 from guardbake.spec import GuardSpec
 from guardbake.steps.feeds import Feeds, head_size_of
-from guardbake.steps.folder import ModelFolder, read_folder
+from guardbake.steps.folder import ModelFolder, read_folder, unchanged
 from guardbake.steps.rewrite import insert, load_decoder, load_graph
 from guardbake.steps.runtimes import PLUGINS
 from guardbake.steps.self_check import serialised
@@ -65,8 +65,9 @@ def revalidate(
 
     Raises BehaviourError if a gate detects less than `calibration.loss` allows, UsageError for a
     guard without a gate, UnsupportedError for a folder of several decoders or a decoder that takes
-    no embeddings, IntegrityError when the guard was fitted for another model, SiteError where the
-    decoder has not its sites, MalformedError for too few prompts or scores that are not finite.
+    no embeddings, IntegrityError when the guard was fitted for another model or `source` changes
+    meanwhile, SiteError where the decoder has not its sites, MalformedError for too few prompts or
+    scores that are not finite.
     """
     spec = load_guard(guard)
     require_model(spec, calibration.vlm.model_digest, str(calibration.vlm.folder))
@@ -81,7 +82,9 @@ def revalidate(
         calibration.batch_size,
         partial(advance, "reading the float model"),
     )
-    scores = _scores(folder, name, spec, calibration, session, advance)
+    with unchanged(source):
+        graph = describe(source, name).sha256
+        scores = _scores(folder, name, spec, calibration, session, advance)
     moved, gates = [], []
     for gate, sensor in enumerate(spec.sensors):
         reference = reference_scores(sensor, captured)
@@ -97,7 +100,7 @@ def revalidate(
         )
     made_of: dict[str, Any] = {
         "guard": spec.digest,
-        "graph": describe(source, name).sha256,
+        "graph": graph,
         "samples": calibration.digest,
         "rate": calibration.rate,
     }
