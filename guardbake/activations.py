@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,22 @@ from guardbake.samples import Sample
 from guardbake.site import Site
 
 Rows = npt.NDArray[np.float32]
+P = TypeVar("P")
+
+
+class Parts(Generic[P]):
+    """Rows [B, d] of one batch after another, by place."""
+
+    def __init__(self) -> None:
+        self._parts: dict[P, list[Rows]] = {}
+
+    def add(self, place: P, rows: Rows) -> None:
+        """Keeps a copy: a view of the last tokens would keep every token's row in memory."""
+        self._parts.setdefault(place, []).append(rows.copy())
+
+    def joined(self) -> dict[P, Rows]:
+        """rows[place] [N, d], batch after batch."""
+        return {place: np.concatenate(parts) for place, parts in self._parts.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from guardbake.activations import Activations, Rows, Turns
+from guardbake.activations import Activations, Parts, Rows, Turns
 from guardbake.batch import Batch
 from guardbake.samples import Sample
 from guardbake.site import Site
@@ -70,7 +70,7 @@ def capture(
     The tokens of one batch at one site are in memory at a time. attribution: its sites must be
     among `sites`.
     """
-    last, means, images, texts = (_Parts() for _ in range(4))
+    last, means, images, texts = (Parts[Site]() for _ in range(4))
     deepest = max(sites, key=lambda site: site.depth, default=None)
     done = 0
     for some, batch in batches(vlm, samples, asking, batch_size):
@@ -117,7 +117,7 @@ def capture_answers(
     length = min(len(turn) for turn in turns)
     table = torch.tensor([turn[:length] for turn in turns])
     every = np.ones(length, bool)
-    means, chosen = _Parts(), _Parts()
+    means, chosen = Parts[Site](), Parts[Site]()
 
     def see(site: Site, tensor: Tensor) -> None:
         means.add(site, tensor.mean(1).numpy())
@@ -160,19 +160,6 @@ def recorded(vlm: Vlm, sites: Sequence[Site], call: Callable[[], object]) -> dic
     with watching(vlm, sites, seen.__setitem__):
         call()
     return seen
-
-
-class _Parts:
-    """Rows [B, d] of one batch after another, by site."""
-
-    def __init__(self) -> None:
-        self._parts: dict[Site, list[Rows]] = {}
-
-    def add(self, site: Site, rows: Rows) -> None:
-        self._parts.setdefault(site, []).append(rows.copy())  # not a view that keeps all tokens
-
-    def joined(self) -> dict[Site, Rows]:
-        return {site: np.concatenate(parts) for site, parts in self._parts.items()}
 
 
 def _image_mean(tensor: Tensor, image: Flags) -> Rows:

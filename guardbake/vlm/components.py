@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guardbake.activations import Rows
+from guardbake.activations import Parts, Rows
 from guardbake.component import NAMES, Component
 from guardbake.samples import Sample
 from guardbake.vlm.load import Vlm
@@ -41,22 +40,18 @@ def capture_components(
     layers = vlm.model.get_submodule(vlm.family.layers)
     assert isinstance(layers, nn.ModuleList)
     components = [Component(layer, name) for layer in range(len(layers)) for name in NAMES]
-    rows: dict[Component, list[Rows]] = {component: [] for component in components}
+    parts = Parts[Component]()
     done = 0
     for some, batch in batches(vlm, samples, asking, batch_size):
         session = Session(vlm, prepare(vlm, batch), None)
         with ExitStack() as stack:
             for component in components:
-                keep = _keeper(rows[component])
+
+                def keep(tensor: Tensor, component: Component = component) -> None:
+                    parts.add(component, tensor[:, -1].float().numpy())
+
                 stack.enter_context(on_output(component_module(vlm, component), keep))
             session.feed(batch.input_ids.shape[1])
         done += len(some)
         progress(done, len(samples))
-    return {component: np.concatenate(parts) for component, parts in rows.items()}
-
-
-def _keeper(rows: list[Rows]) -> Callable[[Tensor], None]:
-    def keep(tensor: Tensor) -> None:
-        rows.append(tensor[:, -1].float().numpy())
-
-    return keep
+    return parts.joined()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
+from torch import Tensor
 
 from guardbake.component import Component
 from guardbake.samples import FORMS, Sample
@@ -55,3 +58,17 @@ def test_neighbours_and_padding_do_not_matter(vlm: Vlm) -> None:
         assert np.abs(rows - alone[component]).max() < NOISE
     decoder = vlm.model.get_submodule(vlm.family.decoder)
     assert not any(module._forward_hooks for module in decoder.modules())
+
+
+def test_of_a_batch_only_the_last_tokens_stay_in_memory(vlm: Vlm) -> None:
+    hidden = set()
+    size = vlm.model.get_input_embeddings().weight.shape[1]
+
+    def look(_done: int, _total: int) -> None:
+        gc.collect()
+        alive = [x for x in gc.get_objects() if type(x) is Tensor and x.shape[-1:] == (size,)]
+        hidden.add(sum(x.untyped_storage().nbytes() for x in alive))
+
+    same = [SAMPLES[0]] * 3
+    capture_components(vlm, same, DRAWING, 1, look)
+    assert len(hidden) == 1  # the batch that was just run and nothing of those before it
