@@ -115,7 +115,9 @@ class EvaluateSection(Section):
     of harmful and of harmless prompts, see `steps.families`. lookalikes: sources among the harmless
     ones that are counted apart. templates: a file of jailbreak templates, photographs: a folder of
     pictures, both relative to the recipe. seeds: of the sampled runs beside the greedy one.
-    candidates: whether every candidate of the sign test is a row, too.
+    candidates: whether every candidate of the sign test is a row, too. utility: benchmarks of
+    questions (mmbench, mm-vet or scienceqa, each with its path) that every row answers greedily;
+    questions: at most so many of each, repetitions of one counted as one.
     """
 
     tokens: Annotated[int, Field(ge=12)]
@@ -133,13 +135,15 @@ class EvaluateSection(Section):
     pgd: PgdSection | None = None
     tuning: TuningSection | None = None
     judges: list[JudgeSection] = Field(default_factory=list)
+    utility: list[str] = Field(default_factory=list)
+    questions: Count = 100
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluateSection:
         names = [arm.name for arm in self.arms]
         for what, listed in (
             ("arms", names), ("attacks", self.attacks), ("benign", self.benign),
-            ("seeds", self.seeds),
+            ("seeds", self.seeds), ("utility", self.utility),
         ):  # fmt: skip
             if len(set(listed)) < len(listed):
                 raise ValueError(f"{what} must not name one twice")

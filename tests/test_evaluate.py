@@ -21,6 +21,7 @@ from guardbake.samples.readers import read
 from guardbake.samples.typography import clean as clean_words
 from guardbake.vlm.catalog import models_root
 
+from tests.samples.miniatures import MAKERS
 from tests.tiny_runs import Watcher, tiny_recipe
 
 SECTION = """
@@ -33,6 +34,8 @@ lookalikes = ["file:odd.txt"]
 templates = "templates.toml"
 seeds = [7]
 candidates = true
+utility = ["mmbench:mmbench", "mm-vet:mm-vet"]
+questions = 2
 
 [[evaluate.arms]]
 name = "guard"
@@ -65,12 +68,19 @@ CANDIDATE = '[[fit.candidates]]\nedit = "steer"\nlayers = [4]\nstrengths = [0.5]
 ARMS = ["undefended", "guard", "gate-only", "safety sentence", "steer layer 4 alpha 0.5"]
 
 
+def _recipe(folder: Path) -> Path:
+    """The recipe, with what it names beside it."""
+    (folder / "templates.toml").write_text(TEMPLATES)
+    for name in ("mmbench", "mm-vet"):
+        MAKERS[name](folder / name)
+    return tiny_recipe(folder, CANDIDATE, SECTION)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe whose evaluation was cut in a search, cut again in a cell, and then went on."""
     folder = tmp_path_factory.mktemp("evaluate")
-    (folder / "templates.toml").write_text(TEMPLATES)
-    recipe = tiny_recipe(folder, CANDIDATE, SECTION)
+    recipe = _recipe(folder)
     for stop in (
         lambda what, done: what.startswith("PGD 16/255 on undefended, from 2") and done == 2,
         lambda what, done: what == "guard: adaptive PGD 16/255, seed 7",
@@ -144,6 +154,19 @@ def test_costs_leave_the_undefended_model_where_it_is(content: dict[str, Any]) -
     assert other["ratio"]["value"] > 1.0
 
 
+def test_every_arm_answers_the_questions_of_each_benchmark(content: dict[str, Any]) -> None:
+    rows = {(row["benchmark"], row["arm"]): row for row in content["utility"]}
+    assert list(rows) == [(b, arm) for b in ("mmbench:mmbench", "mm-vet:mm-vet") for arm in ARMS]
+    assert {row["right"]["total"] for (b, _), row in rows.items() if b == "mmbench:mmbench"} == {2}
+    assert rows["mm-vet:mm-vet", "guard"]["metric"].startswith("containment")
+    for (_, arm), row in rows.items():
+        first = rows[row["benchmark"], ARMS[0]]
+        assert row["right"]["count"] == first["right"]["count"] + row["gained"] - row["lost"]
+        assert (row["p"] is None) == (arm == ARMS[0])
+    # the tiny model knows no letters: nothing is read, which is told and not counted as right
+    assert rows["mmbench:mmbench", "undefended"]["unread"] == 3
+
+
 def test_searches_are_told_once_each_and_found_something(content: dict[str, Any]) -> None:
     searches = content["searches"]
     arms = [(row["kind"], row["arm"], row["eps"]) for row in searches]
@@ -180,8 +203,7 @@ def _harmful(split: str) -> list[Prompt]:
 def test_a_cut_run_goes_on_and_gives_the_same_bytes(folder: Path) -> None:
     whole = folder.parent / "whole"
     whole.mkdir()
-    (whole / "templates.toml").write_text(TEMPLATES)
-    recipe = tiny_recipe(whole, CANDIDATE, SECTION)
+    recipe = _recipe(whole)
     (fitted,) = (folder / ".guardbake").glob("fit-*")
     shutil.copytree(fitted, whole / ".guardbake" / fitted.name)
     evaluate(recipe, whole / "out", Watcher())
@@ -216,6 +238,7 @@ def test_no_prompt_stands_in_what_is_written(folder: Path) -> None:
         ('name = "guard"', 'name = "steer layer 4 alpha 0.5"', "name of a candidate"),
         ('attacks = ["natural"', 'attacks = ["published", "natural"', "no prompt for published"),
         ("file:odd.txt", "file:even.txt", "no prompt for file:even.txt"),
+        ("mmbench:mmbench", "file:odd.txt", "prompts without a reference answer"),
     ],
 )
 def test_a_recipe_that_names_what_is_not_there_is_refused(

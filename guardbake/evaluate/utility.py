@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from guardbake.errors import UsageError
 from guardbake.evaluate.statistics import Interval, Rate, bootstrap_mean
@@ -29,15 +30,24 @@ _OPENING = r"\s*\(?([A-Z])(?:\)|[.:,](?=\s|$)|\s*$|\s*\n)"
 class Utility:
     """Score of one arm on one benchmark.
 
-    right: groups answered rightly, of all groups (a question that stands alone is its own group).
-    score: mean over the groups, with the bootstrap interval over groups; choice: equal to right.
-    unread: answers from which no letter could be read; they count as wrong.
+    groups: what each scored, in [0, 1], in order (a question that stands alone is its own group);
+    right: how many of them scored 1. score: their mean, with the bootstrap interval over groups;
+    choice: equal to right. unread: answers from which no letter could be read; they count as wrong.
     """
 
     metric: str
+    groups: tuple[float, ...]
     right: Rate
     score: Interval
     unread: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "right": self.right.to_json(),
+            "score": self.score.to_json(),
+            "unread": self.unread,
+        }
 
 
 def chosen(answer: str, options: Sequence[str]) -> str | None:
@@ -100,12 +110,16 @@ def utility(questions: Sequence[Question], answers: Sequence[str], seed: int = 0
             value = float(letter == question.answer)
         else:
             value = containment(answer, question.answer)
-        key = f"{question.source} {question.group}" if question.group else str(place)
-        by_group.setdefault(key, []).append(value)
+        by_group.setdefault(group_of(question, place), []).append(value)
     scores = [min(values) for values in by_group.values()]
     right = Rate(sum(score == 1.0 for score in scores), len(scores))
     metric = "accuracy" if kinds == {"choice"} else "containment (a proxy of GPT-4's score)"
-    return Utility(metric, right, bootstrap_mean(scores, seed), unread)
+    return Utility(metric, tuple(scores), right, bootstrap_mean(scores, seed), unread)
+
+
+def group_of(question: Question, place: int) -> str:
+    """What tells its group from others; place: the question's among all of them."""
+    return f"{question.source} {question.group}" if question.group else str(place)
 
 
 def _words(text: str) -> list[str]:

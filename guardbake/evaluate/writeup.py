@@ -28,6 +28,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         "",
         *_judges(content["judges"]),
         *_costs(content["costs"]),
+        *_utility(content["utility"]),
         *_searches(content["searches"], settings["pgd"]),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -83,6 +84,31 @@ def _costs(costs: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             f"| {row['arm']} | {row['family']} | {row['perplexity']:.3f} "
             f"| {_interval(row['ratio'])} | {_interval(row['divergence'])} | {row['tokens']} |"
+        )
+    return [*lines, ""]
+
+
+def _utility(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not rows:
+        return ["No benchmark of questions was asked for, so task utility is not measured.", ""]
+    lines = [
+        "**Task utility**",
+        "",
+        "Questions of benchmarks, greedy, scored by rules (`guardbake.evaluate.utility`), not by a "
+        "language model as some benchmarks' own scripts do. Paired with the first arm, question by "
+        "question (repetitions of one are one).",
+        "",
+        "| benchmark | arm | metric | right | score | unread | right only here | only there "
+        "| McNemar p after Holm |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        right = row["right"]
+        p = "-" if row["p_holm"] is None else f"{row['p_holm']:.2g}"
+        lines.append(
+            f"| {row['benchmark']} | {row['arm']} | {row['metric']} "
+            f"| {right['count']}/{right['total']} | {_interval(row['score'])} | {row['unread']} "
+            f"| {row['gained']} | {row['lost']} | {p} |"
         )
     return [*lines, ""]
 

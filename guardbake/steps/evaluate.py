@@ -29,6 +29,7 @@ from guardbake.steps.records import read_record, write_record
 from guardbake.steps.searches import Searches
 from guardbake.steps.split import Splits
 from guardbake.steps.staging import Advance, Stages
+from guardbake.steps.utility import benchmarks, scored
 from guardbake.vlm.behaviour import Drift, Questions
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.low_rank import LowRank
@@ -128,10 +129,11 @@ class Evaluation:
         self.searches = Searches(vlm, recipe, splits, root, typography, stages, advance)
         self.columns = columns(self.section, splits.prompts["test"], typography, root)
         self.columns += self.searches.columns()
+        self._benchmarks = benchmarks(self.section, splits, typography, root)
 
     def run(self) -> dict[str, Any]:
-        """The table, what harmless answers cost and what the searches found, as JSON values: see
-        `evaluate.writeup`."""
+        """The table, what harmless answers and tasks cost and what the searches found, as JSON
+        values: see `evaluate.writeup`."""
         groups = [self._group(column) for column in self.columns]
         table = table_of(groups)
         return {
@@ -145,6 +147,7 @@ class Evaluation:
             "markdown": table.to_markdown(),
             "judges": [self._judged(judge, groups) for judge in self._judges],
             "costs": self._costs(),
+            "utility": self._utility(),
             "searches": self.searches.report(),
         }
 
@@ -179,7 +182,7 @@ class Evaluation:
         section = self.section
         runs = {GREEDY: None} | {
             f"seed {seed}": Sampling(seed, section.temperature, section.top_p)
-            for seed in section.seeds
+            for seed in (section.seeds if column.sampled else ())
         }
         key: dict[str, JSON] = {
             "model": self._vlm.model_digest,
@@ -244,6 +247,15 @@ class Evaluation:
                 drift = self._drift(arm, column)
                 found.append(cost(arm.name, column.family, drift, undefended).to_json())
         return found
+
+    def _utility(self) -> list[dict[str, Any]]:
+        """Every arm's score on every benchmark."""
+        return scored(
+            [
+                (one, {arm.name: self._answers(arm, arm, one.column)[GREEDY] for arm in self._arms})
+                for one in self._benchmarks
+            ]
+        )
 
     def _drift(self, arm: Arm, column: Column) -> Drift:
         given, plain = self._given(column, arm), self._given(column, Arm(UNDEFENDED))

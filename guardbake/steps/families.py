@@ -39,6 +39,7 @@ class Column:
     """Prompts of one label, asked in one way, or if adaptive each arm in its own way.
 
     through: names of the arms that are asked, beside the undefended model; none named: all.
+    sampled: whether the recipe's sampled runs are asked for, too.
     """
 
     label: Label
@@ -47,6 +48,7 @@ class Column:
     asking: Callable[[Arm], Asking]
     adaptive: bool = False
     through: Sequence[str] = ()
+    sampled: bool = True
 
     def asks(self, arm: Arm) -> bool:
         return not self.through or arm.name in (UNDEFENDED, *self.through)
