@@ -7,6 +7,7 @@ from typing import Any
 
 from guardbake.bundle.folders import new_folder, refuse_existing
 from guardbake.errors import RecipeError
+from guardbake.evaluate.arms import Arm
 from guardbake.evaluate.writeup import to_markdown
 from guardbake.pipeline import CANDIDATES, Bake
 from guardbake.progress import Reporter
@@ -26,20 +27,7 @@ def evaluate(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]
     """
     refuse_existing(out)
     work = Bake(recipe_path, out, reporter)
-    section = work.recipe.evaluate
-    if section is None:
-        raise RecipeError(
-            found="no section evaluate",
-            expected="what to ask and of which arms",
-            where=str(recipe_path),
-            remedy="add the section, see models/demo.toml",
-        )
-    fitted, spec = work.fit()
-    tuned = tuned_weights(
-        work.vlm, work.recipe, work.splits, work.typography, work, reporter.advance
-    )
-    candidates = load_candidates(fitted / CANDIDATES) | work.rivals(spec)
-    arms = arms_of(section, spec, candidates, tuned)
+    arms = fitted_arms(work)
     content = Evaluation(
         work.vlm,
         work.recipe,
@@ -54,3 +42,21 @@ def evaluate(recipe_path: Path, out: Path, reporter: Reporter) -> dict[str, Any]
         write_record(folder / EVALUATION, content)
         (folder / EVALUATION_TEXT).write_text(to_markdown(content), encoding="utf-8")
     return content
+
+
+def fitted_arms(work: Bake) -> list[Arm]:
+    """Every row of the recipe's table, fitted as a bake fits; raises as `evaluate`."""
+    section = work.recipe.evaluate
+    if section is None:
+        raise RecipeError(
+            found="no section evaluate",
+            expected="what to ask and of which arms",
+            where=str(work.recipe_path),
+            remedy="add the section, see models/demo.toml",
+        )
+    fitted, spec = work.fit()
+    tuned = tuned_weights(
+        work.vlm, work.recipe, work.splits, work.typography, work, work.reporter.advance
+    )
+    candidates = load_candidates(fitted / CANDIDATES) | work.rivals(spec)
+    return arms_of(section, spec, candidates, tuned)

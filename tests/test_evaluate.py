@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from guardbake.vlm.catalog import models_root
 from tests.samples.miniatures import MAKERS
 from tests.tiny_runs import Watcher, tiny_recipe
 
+ROOT = Path(__file__).parents[1]
 SECTION = """
 [evaluate]
 tokens = 12
@@ -216,6 +219,17 @@ def test_a_second_run_finds_every_cell_done(folder: Path) -> None:
     evaluate(folder / "recipe.toml", folder / "again", watcher)
     assert watcher.ended
     assert all(cached for _, cached in watcher.ended)
+
+
+def test_the_bench_times_every_arm(folder: Path, tmp_path: Path) -> None:
+    bench, results = ROOT / "tools" / "bench" / "arms.py", tmp_path / "results.json"
+    options = ["--prompts", "2", "--rounds", "1", "--json", str(results)]
+    command = [sys.executable, bench, folder / "recipe.toml", folder / "cut", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    ratios = json.loads(results.read_text())["ratios"]
+    assert list(ratios) == [*ARMS, "control"]
+    assert ratios["undefended"] == 1.0
+    assert all(ratio > 0 for ratio in ratios.values())
 
 
 def test_what_is_there_is_never_overwritten(folder: Path) -> None:
