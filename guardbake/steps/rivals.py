@@ -80,6 +80,8 @@ def refined_vectors(
     pairs = exchanges(vlm, section, prompts.samples, rivals.exchanges, asking, size, advance)
     descent = Descent(rivals.steps, rivals.batch, rivals.rate, rivals.seed)
     whole = section.profile == "always"
+    if not whole:  # a gate keeps harmless requests from the vectors
+        pairs = [pair for pair in pairs if pair.sample.label == "harmful"]
     found: dict[tuple[int, ...], Sites] = {}
     for group in groups:
         start: Mapping[Site, Rows] = {

@@ -67,10 +67,11 @@ def turn_ids(vlm: Vlm, text: str, ends: bool) -> Ids:
 
 
 def drawn(exchanges: Sequence[Exchange], count: int, seed: int) -> Iterator[list[Exchange]]:
-    """Without end: `count` exchanges of either label, harmful first, each label shuffled anew
-    whenever it is used up."""
+    """Without end: `count` exchanges of each label there is, harmful first, each label shuffled
+    anew whenever it is used up."""
     order = np.random.default_rng(seed)
-    sides = [[e for e in exchanges if e.sample.label == label] for label in ("harmful", "harmless")]
+    labels = sorted({exchange.sample.label for exchange in exchanges})
+    sides = [[e for e in exchanges if e.sample.label == label] for label in labels]
     queues: list[list[Exchange]] = [[] for _ in sides]
     while True:
         batch = []

@@ -15,6 +15,9 @@ and for answers that fit the picture. No code and no constants are published. Ch
 - In place of the two rewards: after a harmful request a refusing turn is preferred to a compliant
   one, after a harmless request the model's own answer to a refusing turn. No judge of toxicity and
   no captions are needed, and staying with its own answer keeps what the model saw in the picture.
+- Vectors are refined where they will act. Behind a gate that is on harmful requests alone: made to
+  spare harmless ones as well, which never meet them there, they turned from refusing to complying
+  (on the demo's validation split, at every strength).
 - Adam, its steps measured in the start's length, so that no rate hangs on the model's scale.
 """
 
@@ -32,6 +35,7 @@ from torch.nn.functional import logsigmoid
 
 from guardbake.activations import Rows
 from guardbake.errors import MalformedError
+from guardbake.samples import Label
 from guardbake.site import Site
 from guardbake.vlm.forced import Exchange, drawn, forced
 from guardbake.vlm.load import Vlm
@@ -48,8 +52,8 @@ BETA = 0.1
 
 @dataclass(frozen=True)
 class Descent:
-    """steps of Adam, each on `batch` exchanges of either label. rate: how far a vector goes in a
-    step at most, in its own length at the start. seed: of the order of the exchanges."""
+    """steps of Adam, each on `batch` exchanges of each label there is. rate: how far a vector goes
+    in a step at most, in its own length at the start. seed: of the order of the exchanges."""
 
     steps: int
     batch: int
@@ -69,12 +73,12 @@ def refine(
     """Vectors [d] to add at each site of `start`, refined.
 
     whole_prompt: they act on every token of the prompt (profile always), or else on its last token
-    and on the answer, as behind an open gate. Raises MalformedError unless exchanges of both labels
-    are given, and if a vector of the start is zero.
+    and on the answer, as behind an open gate. exchanges: of both labels then, of harmful requests
+    alone behind a gate. Raises MalformedError for others, and if a vector of the start is zero.
     """
     origin = {site: torch.tensor(vector, dtype=torch.float32) for site, vector in start.items()}
     lengths = {site: float(vector.norm()) for site, vector in origin.items()}
-    _demand(exchanges, lengths)
+    _demand(exchanges, lengths, ["harmful", "harmless"] if whole_prompt else ["harmful"])
     moved = {site: torch.zeros_like(v, requires_grad=True) for site, v in origin.items()}
 
     def vectors() -> dict[Site, Tensor]:
@@ -129,13 +133,15 @@ def _add(vector: Tensor, y: Tensor) -> Tensor:
     return (y + vector).to(y.dtype)
 
 
-def _demand(exchanges: Sequence[Exchange], lengths: Mapping[Site, float]) -> None:
+def _demand(
+    exchanges: Sequence[Exchange], lengths: Mapping[Site, float], wanted: Sequence[Label]
+) -> None:
     labels = sorted({exchange.sample.label for exchange in exchanges})
     zero = [str(site) for site, length in lengths.items() if not length > 0]
-    if labels != ["harmful", "harmless"] or zero or not lengths:
+    if labels != wanted or zero or not lengths:
         raise MalformedError(
             found=f"exchanges of {labels}, {len(lengths)} vectors, zero at {zero}",
-            expected="exchanges of both labels and vectors that are not zero",
+            expected=f"exchanges of {wanted} and vectors that are not zero",
             where="preference optimisation",
-            remedy="give the fit split prompts of both labels, and the candidate other layers",
+            remedy="give the fit split prompts of these labels, and the candidate other layers",
         )

@@ -171,7 +171,7 @@ def preference(vlm: Vlm, exchanges: list[Exchange], vectors: dict[Site, np.ndarr
     )
     spec = GuardSpec(ModelIdentity("llava", 6, 128, "0" * 64), "spo", "always", (), edits)
     rows = []
-    for some in (exchanges[:6], exchanges[6:]):
+    for some in filter(None, (exchanges[:6], exchanges[6:])):
         samples = [exchange.sample for exchange in some]
         turns = sorted({turn for e in some for turn in (e.wanted, e.unwanted)})
         likely = log_likelihoods(vlm, samples, ASKING, spec, turns, 6)
@@ -185,6 +185,7 @@ def test_refined_vectors_prefer_what_they_should(
     vlm: Vlm, exchanges: list[Exchange], whole: bool
 ) -> None:
     descent = Descent(6, 3, 0.15, 0)
+    exchanges = exchanges if whole else exchanges[:6]
     before = {site: vector.copy() for site, vector in starts().items()}
     after = refine(vlm, exchanges, before, whole, ASKING, descent, quiet)
     assert preference(vlm, exchanges, after) > preference(vlm, exchanges, before) + 1
@@ -202,6 +203,8 @@ def test_vectors_that_cannot_be_refined_are_named(vlm: Vlm, exchanges: list[Exch
         refine(vlm, exchanges, starts(0.0), True, ASKING, descent, quiet)
     with pytest.raises(MalformedError, match=r"exchanges of \['harmful'\]"):
         refine(vlm, exchanges[:6], starts(), True, ASKING, descent, quiet)
+    with pytest.raises(MalformedError, match=r"expected exchanges of \['harmful'\]"):
+        refine(vlm, exchanges, starts(), False, ASKING, descent, quiet)
 
 
 # ---- the fine-tune
