@@ -36,7 +36,10 @@ BackendOption = Annotated[
 ]
 Gpus = Annotated[list[str] | None, typer.Option(help="rtx-40, ada, sm89, ...; may be repeated.")]
 Batch = Annotated[str | None, typer.Option(help=f"Sequences a call. {_SIZE}.")]
-Sequence = Annotated[str | None, typer.Option(help=f"New tokens a call of prefill. {_SIZE}.")]
+Sequence = Annotated[
+    str | None,
+    typer.Option(help=f"New tokens a call of prefill; a longer prompt is fed in pieces. {_SIZE}."),
+]
 Past = Annotated[str | None, typer.Option(help=f"Tokens in the cache. {_SIZE}.")]
 Images = Annotated[str | None, typer.Option(help=f"Pictures a call. {_SIZE}.")]
 ImageTokens = Annotated[

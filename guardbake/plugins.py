@@ -122,9 +122,10 @@ Range = tuple[int, int, int]
 class EngineSizes:
     """How much an engine takes at a call.
 
-    batch: sequences. sequence: new tokens of each in prefill; in decoding it is one. past: tokens
-    in the cache before the call. images: pictures, and image_tokens: features, that the vision
-    tower makes (a tower has the one or the other for its size).
+    batch: sequences. sequence: new tokens of each in prefill, which is in pieces if the prompt is
+    longer; in decoding it is one. past: tokens in the cache before the call. images: pictures, and
+    image_tokens: features, that the vision tower makes (a tower has the one or the other for its
+    size).
     """
 
     batch: Range = (1, 1, 4)

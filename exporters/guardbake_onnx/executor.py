@@ -32,12 +32,14 @@ class Executor(Protocol):
     """One loaded graph.
 
     inputs: by name, in the graph's order. outputs: names, in the graph's order. rows: sequences of
-    a call at most, None for any number. settings: in words, what computes and how precisely.
+    a call at most, and tokens: of each, None for any number. settings: in words, what computes and
+    how precisely.
     """
 
     inputs: Mapping[str, GraphInput]
     outputs: tuple[str, ...]
     rows: int | None
+    tokens: int | None
     settings: str
 
     def run(

@@ -28,8 +28,8 @@ class ExecutorRunner:
     their names, which happens on first use.
 
     A batch of more rows than the decoder takes goes through it in groups, step by step together,
-    each with a cache of its own. A decoder with inputs `guard_text_<layer>` is asked for the prompt
-    without its images first.
+    each with a cache of its own; a prompt of more tokens than it takes is fed in pieces. A decoder
+    with inputs `guard_text_<layer>` is asked for the prompt without its images first.
     """
 
     def __init__(self, description: Description, open_graph: Callable[[str], Executor]) -> None:
@@ -103,7 +103,8 @@ class ExecutorRunner:
         Raises UsageError unless there are as many features as image tokens.
         """
         given = self._no_features() if features is None else features
-        wanted = int((input_ids == self.description.image_token_id).sum())
+        shown = input_ids == self.description.image_token_id
+        wanted = int(shown.sum())
         if wanted != len(given):
             raise UsageError(
                 found=f"{len(given)} image features",
@@ -111,7 +112,13 @@ class ExecutorRunner:
                 where="the batch",
                 remedy="collate with the processor of the exported checkpoint",
             )
-        return self._embed(input_ids, given)
+        most, columns = self._executor("embedding").tokens, input_ids.shape[1]
+        if most is None or columns <= most:
+            return self._embed(input_ids, given)
+        row_of = np.cumsum(shown).reshape(shown.shape) - 1
+        pieces = [slice(start, start + most) for start in range(0, columns, most)]
+        parts = [self._embed(input_ids[:, p], given[row_of[:, p][shown[:, p]]]) for p in pieces]
+        return np.concatenate(parts, axis=1)
 
     def _executor(self, name: str) -> Executor:
         if name not in self._executors:
@@ -135,7 +142,9 @@ class ExecutorRunner:
             decoding.show(seen["deepstack_features"])
         parts: list[Array] = []
         start = 0
-        for stop in prefill_stops(batch, chunk, self.description.mask == "image"):
+        most = self._executor("decoder").tokens
+        fitting = chunk if most is None else min(chunk or most, most)
+        for stop in prefill_stops(batch, fitting, self.description.mask == "image"):
             piece, start = slice(start, stop), stop
             logits = decoding.call(
                 embeds[:, piece],

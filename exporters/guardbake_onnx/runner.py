@@ -71,6 +71,7 @@ class OrtExecutor:
     """
 
     rows: int | None = None
+    tokens: int | None = None
 
     def __init__(self, session: onnxruntime.InferenceSession, provider: Provider) -> None:
         self._session = session

@@ -40,7 +40,7 @@ class RtxEngines:
             engine,
             backend=load_backend(self.backend),
             capabilities=task.capabilities,
-            profile=profile_for(read_graph(task.graph), task.sizes),
+            profile=profile_for(read_graph(task.graph), task.sizes, task.capacity is None),
             guard_nodes=task.nodes,
             guard_digest=task.guard,
             cache="growing" if task.capacity is None else "static",
@@ -56,7 +56,7 @@ class RtxEngines:
         names = resolve_capabilities(task.capabilities)
         require_capabilities(backend, names)
         model = read_graph(task.graph)
-        profile = profile_for(model, task.sizes)
+        profile = profile_for(model, task.sizes, task.capacity is None)
         checked = check_graph(
             model,
             task.graph,

@@ -31,7 +31,8 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "INT64": np.dtype(np.int64),
     "BOOL": np.dtype(np.bool_),
 }
-_EMBEDS: Final = "inputs_embeds"
+_TOKENS: Final = ("inputs_embeds", "input_ids")
+"""Inputs [B, S, ...] that say how many rows and tokens a call has."""
 
 
 class EngineExecutor:
@@ -63,8 +64,9 @@ class EngineExecutor:
             }
             for index in range(engine.num_optimization_profiles)
         )
-        most = [profile[_EMBEDS][1][0] for profile in self._profiles if _EMBEDS in profile]
-        self.rows: int | None = max(most) if most else None
+        most = [p[name][1] for p in self._profiles for name in _TOKENS if name in p]
+        self.rows: int | None = max((shape[0] for shape in most), default=None)
+        self.tokens: int | None = max((shape[1] for shape in most), default=None)
         self.settings = f"{settings} on {device.name}"
 
     def run(
@@ -99,7 +101,7 @@ class EngineExecutor:
         self._require(self._context.set_tensor_address(name, tensor.address), f"a place for {name}")
 
     def _choose_profile(self, shapes: Mapping[str, Shape]) -> None:
-        """The last profile that has these shapes: that of decoding stands behind that of prefill,
+        """The last profile that has these shapes: that of decoding stands behind those of prefill,
         and takes single tokens only."""
         for index in reversed(range(len(self._profiles))):
             ranges = self._profiles[index]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from guardbake.errors import UnsupportedError, UsageError
 
 Range = tuple[int, int, int]
 Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]
+Phase = Literal["whole", "prefill", "continued", "decode"]
+"""What an optimisation profile is tuned for: any call; one on an empty cache; one of several tokens
+on what is in the cache; one of a single token. A cache of fixed capacity is as large when it is
+empty, so there `prefill` takes the calls of `continued` as well."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +23,16 @@ class EngineProfile:
     batch: sequences per call. seq: new tokens per call (the prompt, or 1 in decode). past: tokens
     in the key/value cache before the call; 0 allows a prefill without cache. A static cache has
     one size, its capacity, which must have room for the largest of either.
-    split_decode: two optimisation profiles, one for prefill and one with seq = 1, instead of one
-    that serves both. inputs: (name, smallest, best, largest shape) of dynamic inputs that are none
-    of the decoder's, e.g. a vision graph's `pixel_values`.
+    phases: the engine's optimisation profiles, in the order in which it has them. inputs: (name,
+    smallest, best, largest shape) of dynamic inputs that are none of the decoder's, e.g. a vision
+    graph's `pixel_values`.
     Raises UsageError when a range is not ascending or starts below 1 (past: below 0).
     """
 
     batch: Range
     seq: Range
     past: Range
-    split_decode: bool = False
+    phases: tuple[Phase, ...] = ("whole",)
     inputs: tuple[tuple[str, Shape, Shape, Shape], ...] = ()
 
     def __post_init__(self) -> None:
@@ -44,12 +49,7 @@ class EngineProfile:
                     remedy="correct the range",
                 )
 
-    @property
-    def phases(self) -> tuple[str, ...]:
-        """The names of the optimisation profiles, in the order in which the engine has them."""
-        return ("prefill", "decode") if self.split_decode else ("whole",)
-
-    def shapes(self, phase: str, name: str, shape: Shape) -> ShapeRange:
+    def shapes(self, phase: Phase, name: str, shape: Shape) -> ShapeRange:
         """Smallest, best and largest shape of input `name` in `phase`.
 
         shape: as the network has it, -1 where the size is dynamic. Raises UnsupportedError for a
@@ -74,8 +74,8 @@ class EngineProfile:
                 )
         return wanted[0], wanted[1], wanted[2]
 
-    def _decoder_shape(self, name: str, shape: Shape, phase: str, step: int) -> Shape:
-        batch, past = self.batch[step], self.past[step]
+    def _decoder_shape(self, name: str, shape: Shape, phase: Phase, step: int) -> Shape:
+        batch, past = self.batch[step], self._past(phase, step)
         seq = 1 if phase == "decode" else self.seq[step]
         if name == "inputs_embeds":
             return (batch, seq, *shape[2:])
@@ -103,6 +103,11 @@ class EngineProfile:
             where="the engine profile",
             remedy=f"add ({name!r}, smallest, best, largest) to EngineProfile.inputs",
         )
+
+    def _past(self, phase: Phase, step: int) -> int:
+        if phase == "prefill":
+            return 0
+        return self.past[step] if phase == "whole" else max(self.past[step], 1)
 
     def _cached(self, name: str, fixed: int, growing: int) -> int:
         """The tokens of a cache, or of its mask: its capacity, or as many as there are."""

@@ -11,23 +11,31 @@ import onnx_ir as ir
 from guardbake.errors import UnsupportedError
 from guardbake.plugins import EngineSizes, Range
 
-from guardbake_tensorrt.profile import EngineProfile
+from guardbake_tensorrt.profile import EngineProfile, Phase
 
 # Qwen2.5-VL's tower attends in windows of at most 4 x 4 merged patches.
 _WINDOW = 16
 
 
-def profile_for(model: ir.Model, sizes: EngineSizes) -> EngineProfile:
-    """The profile of a graph of ours: for a decoder two, prefill and decode; else one.
+def profile_for(model: ir.Model, sizes: EngineSizes, growing: bool) -> EngineProfile:
+    """The profile of a graph of ours: for a decoder several phases, for any other graph one.
 
-    Raises UnsupportedError at a dimension that means nothing known, UsageError at sizes that do
-    not ascend.
+    growing: the decoder's cache grows, so that a call's shapes tell whether it is empty. Raises
+    UnsupportedError at a dimension that means nothing known, UsageError at sizes that do not
+    ascend.
     """
     if any(value.name == "logits" for value in model.graph.outputs):
-        return EngineProfile(sizes.batch, sizes.sequence, sizes.past, split_decode=True)
+        phases = _phases(sizes.past) if growing else ("prefill", "decode")
+        return EngineProfile(sizes.batch, sizes.sequence, sizes.past, phases)
     known = _dimensions(sizes)
     inputs = tuple((str(value.name), *_shapes(value, known)) for value in model.graph.inputs)
     return EngineProfile(sizes.batch, sizes.sequence, sizes.past, inputs=inputs)
+
+
+def _phases(past: Range) -> tuple[Phase, ...]:
+    """Those that occur with so many tokens in a growing cache."""
+    empty: tuple[Phase, ...] = () if past[0] else ("prefill",)
+    return empty if not past[2] else (*empty, "continued", "decode")
 
 
 def _dimensions(sizes: EngineSizes) -> dict[str, Range]:

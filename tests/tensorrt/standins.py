@@ -93,17 +93,17 @@ class HostRuntime:
 
 
 class GraphEngine:
-    """ICudaEngine of an ONNX file. profile: None for a graph whose sizes are all taken.
+    """ICudaEngine of an ONNX file.
 
     profiles_used: by call, the profile that was active.
     """
 
-    def __init__(self, path: Path, runtime: HostRuntime, profile: EngineProfile | None) -> None:
+    def __init__(self, path: Path, runtime: HostRuntime, profile: EngineProfile) -> None:
         self.executor = OrtExecutor(open_session(path, 1), CPU)
         self.runtime = runtime
         self.profiles_used: list[int] = []
         self._profile = profile
-        self._phases = profile.phases if profile else ("whole",)
+        self._phases = profile.phases
         self._outputs = {value.name: value for value in self.executor._session.get_outputs()}
         self._names = [*self.executor.inputs, *self.executor.outputs]
         self.num_io_tensors = len(self._names)
@@ -133,8 +133,6 @@ class GraphEngine:
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
         shape = self.get_tensor_shape(name)
-        if self._profile is None:
-            return [tuple(least if s == -1 else s for s in shape) for least in (0, 1, 1 << 20)]
         return list(self._profile.shapes(self._phases[index], name, shape))
 
     def get_aliased_input_tensor(self, name: str) -> str | None:

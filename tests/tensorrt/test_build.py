@@ -96,7 +96,7 @@ def test_every_gate_and_every_edit_compiles(
         tmp_path / "e",
         backend=backend,
         capabilities=("SM89",),
-        profile=dataclasses.replace(profile, split_decode=gate not in ("always", "token")),
+        profile=profile,
         guard_nodes=guarded.nodes,
     )
     assert len(made.guard) == len(guarded.nodes)

@@ -39,7 +39,7 @@ def test_every_graph_of_a_bundle_isbuilt_and_bound_to_it(
     assert record.capabilities == ("SM89",)
     assert record.guard_digest == guarded.spec.digest
     assert (record.graph, record.onnx_sha256) == (DECODER, describe(bundle, DECODER).sha256)
-    assert record.profile.phases == ("prefill", "decode")
+    assert record.profile.phases == ("prefill", "continued", "decode")
     assert (record.profile.seq, record.profile.past) == ((1, 4, 8), (0, 4, 16))
     assert record.profile.batch == (1, 1, 4)
     assert 0 < record.guard_layers < record.layers
@@ -159,8 +159,9 @@ def test_the_printed_command_is_about_the_graph_that_would_be_compiled(
     decoder, embedding, vision, note = capsys.readouterr().out.splitlines()
     assert decoder.startswith("tensorrt_rtx --onnx=decoder.onnx --saveEngine=decoder.engine ")
     assert " --noTF32 --computeCapabilities=89,120 --profile=0 --minShapes=" in decoder
-    assert "inputs_embeds:2x4x16,attention_mask:2x8," in decoder.split("--optShapes=")[1]
-    assert "inputs_embeds:2x1x16,attention_mask:2x17," in decoder.split("--maxShapes=")[2]
+    assert "inputs_embeds:2x4x16,attention_mask:2x4," in decoder.split("--optShapes=")[1]
+    assert "inputs_embeds:2x4x16,attention_mask:2x8," in decoder.split("--optShapes=")[2]
+    assert "inputs_embeds:2x1x16,attention_mask:2x17," in decoder.split("--maxShapes=")[3]
     assert "--maxShapes=input_ids:2x8" in embedding
     assert "--profile" not in vision
     assert "STRICT_NANS" in note

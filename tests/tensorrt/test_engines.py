@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from guardbake.errors import UnsupportedError
-from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, Number
+from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, Number, Range
 from guardbake.recipe import EngineSection
 from guardbake.steps.engines import sizes_of
 
@@ -35,7 +35,8 @@ def test_a_bake_gets_the_engine_and_its_record(guarded: Any, tmp_path: Path) -> 
     ]
     record = EngineRecord.from_json((tmp_path / "decoder.engine.json").read_text())
     assert record.engine_bytes == (tmp_path / "decoder.engine").stat().st_size
-    assert record.profile == EngineProfile((1, 1, 2), (1, 8, 16), (0, 8, 32), split_decode=True)
+    phases = ("prefill", "continued", "decode")
+    assert record.profile == EngineProfile((1, 1, 2), (1, 8, 16), (0, 8, 32), phases)
     assert record.guard_digest == digest
     assert phases
 
@@ -47,6 +48,7 @@ def test_a_decoder_is_built_in_half_precision_and_with_a_static_cache(
     task = EngineTask(tiny.path, "decoder", ("sm89",), _SIZES, number="bfloat16", capacity=tokens)
     RtxEngines().build(task, tmp_path, lambda *_: None)
     record = EngineRecord.from_json((tmp_path / "decoder.engine.json").read_text())
+    assert record.profile.phases == ("prefill", "decode")
     wanted = {"cache": "static", "capacity": str(tokens), "trunk": "bfloat16"}
     assert wanted.items() <= dict(record.settings).items()
     line = RtxEngines().prepare(task, tmp_path)
@@ -107,7 +109,7 @@ def test_the_names_of_dimensions_say_how_large_they_are() -> None:
         image_features=["features", 16],
         pictures=["images", 3, 8, 8],
     )
-    assert profile_for(model, sizes).inputs == (
+    assert profile_for(model, sizes, growing=True).inputs == (
         ("pixel_values", (16, 1176), (160, 1176), (320, 1176)),
         ("window_index", (4,), (40,), (80,)),
         ("cu_seqlens", (2,), (3,), (4,)),
@@ -117,10 +119,27 @@ def test_the_names_of_dimensions_say_how_large_they_are() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("past", "phases"),
+    [
+        ((0, 4, 8), ("prefill", "continued", "decode")),
+        ((0, 0, 1), ("prefill", "continued", "decode")),
+        ((0, 0, 0), ("prefill",)),
+        ((4, 4, 8), ("continued", "decode")),
+    ],
+)
+def test_a_growing_cache_has_a_profile_for_each_kind_of_call(past: Range, phases: Any) -> None:
+    model = _graph(inputs_embeds=["batch", "seq", 16])
+    model.graph.outputs.append(ir.Value(name="logits"))
+    sizes = EngineSizes(past=past)
+    assert profile_for(model, sizes, growing=True).phases == phases
+    assert profile_for(model, sizes, growing=False).phases == ("prefill", "decode")
+
+
 @pytest.mark.parametrize("dimension", ["frames", "tokens*4", "tokens + 1", "x*tokens"])
 def test_a_dimension_that_means_nothing_known_is_refused(dimension: str) -> None:
     with pytest.raises(UnsupportedError, match="given"):
-        profile_for(_graph(given=[dimension, 3]), EngineSizes())
+        profile_for(_graph(given=[dimension, 3]), EngineSizes(), growing=True)
 
 
 def test_a_recipe_says_the_sizes_it_cares_about() -> None:

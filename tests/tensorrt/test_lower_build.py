@@ -1,4 +1,4 @@
-"""Lowered decoders as engines: native layers, a float32 guard in them, both phases, two GPUs."""
+"""Lowered decoders as engines: native layers, a float32 guard in them, every phase, two GPUs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from guardbake.errors import SiteError
+from guardbake.plugins import EngineSizes
 
-from guardbake_tensorrt import Backend, EngineProfile, build_engine
+from guardbake_tensorrt import Backend, build_engine
 from guardbake_tensorrt.lower import Trunk, lower_graph, read_graph
 from guardbake_tensorrt.network import ParsedNetwork, parse_network
 from guardbake_tensorrt.presence import prove_in_graph, prove_in_network
+from guardbake_tensorrt.sizes import profile_for
 from tests.tensorrt.guards import LAYERS, guard_tiny
 
 CAPACITY = 64
-PROFILE = EngineProfile(batch=(1, 1, 2), seq=(1, 16, 32), past=(0, 16, 63), split_decode=True)
+SIZES = EngineSizes(batch=(1, 1, 2), sequence=(1, 16, 32), past=(0, 16, 63))
 
 
 def _parse(trunk: Trunk, path: Path, backend: Backend) -> ParsedNetwork:
@@ -53,23 +55,37 @@ def test_the_network_has_native_layers_and_a_float32_guard(
 
 
 @pytest.mark.parametrize("trunk", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("gate", "capacity"), [("token", None), ("sequence", None), ("pooling", CAPACITY)]
+)
 def test_a_lowered_decoder_compiles(
-    trunk: Trunk, tiny: Any, guard: Any, backend: Backend, tmp_path: Path
+    gate: str,
+    capacity: int | None,
+    trunk: Trunk,
+    tiny: Any,
+    guard: Any,
+    backend: Backend,
+    tmp_path: Path,
 ) -> None:
-    guarded = guard_tiny(tiny, guard, "pooling")
+    guarded = guard_tiny(tiny, guard, gate)
+    growing = capacity is None
     record = build_engine(
         guarded.path,
         tmp_path / "decoder.engine",
         backend=backend,
-        profile=PROFILE,
+        profile=profile_for(read_graph(guarded.path), SIZES, growing),
         guard_nodes=guarded.nodes,
-        cache="static",
-        capacity=CAPACITY,
+        cache="growing" if growing else "static",
+        capacity=capacity,
         trunk=trunk,
     )
     assert record.capabilities == ("SM89", "SM120")
+    phases = ("prefill", "continued", "decode") if growing else ("prefill", "decode")
+    assert record.profile.phases == phases
     assert [each.node for each in record.guard] == list(guarded.nodes)
-    chosen = {"cache": "static", "capacity": str(CAPACITY), "trunk": trunk}
+    assert all(each.layers for each in record.guard)
+    cache = {"cache": "growing"} if growing else {"cache": "static", "capacity": str(capacity)}
+    chosen = cache | {"trunk": trunk}
     assert dict(record.settings) == {"TF32": "False", "STRICT_NANS": "True"} | chosen
     assert [name for name, _ in record.data_sha256] == ["decoder.onnx.data"]
 

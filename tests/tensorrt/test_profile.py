@@ -13,12 +13,13 @@ from guardbake.errors import EnvironmentFault, UnsupportedError, UsageError
 from guardbake_tensorrt import Backend, EngineProfile, load_backend
 from guardbake_tensorrt.backend import MessageLog
 from guardbake_tensorrt.capability import require_capabilities
+from guardbake_tensorrt.profile import Phase
 
-_PROFILE = EngineProfile(batch=(1, 2, 4), seq=(1, 8, 16), past=(0, 5, 32), split_decode=True)
+_PROFILE = EngineProfile(batch=(1, 2, 4), seq=(1, 8, 16), past=(0, 5, 32))
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "prefill", "decode"),
+    ("name", "shape", "whole", "decode"),
     [
         ("inputs_embeds", (-1, -1, 7), ((1, 1, 7), (2, 8, 7), (4, 16, 7)), (4, 1, 7)),
         ("attention_mask", (-1, -1), ((1, 1), (2, 13), (4, 48)), (4, 33)),
@@ -33,10 +34,28 @@ _PROFILE = EngineProfile(batch=(1, 2, 4), seq=(1, 8, 16), past=(0, 5, 32), split
         ),
     ],
 )
-def test_a_decoder_input_takes_its_sizes(name: str, shape: Any, prefill: Any, decode: Any) -> None:
-    assert _PROFILE.phases == ("prefill", "decode")
-    assert _PROFILE.shapes("prefill", name, shape) == prefill
+def test_a_decoder_input_takes_its_sizes(name: str, shape: Any, whole: Any, decode: Any) -> None:
+    assert _PROFILE.shapes("whole", name, shape) == whole
     assert _PROFILE.shapes("decode", name, shape)[2] == decode
+
+
+def test_a_growing_cache_tells_where_a_prompt_begins() -> None:
+    def tokens(phase: Phase) -> list[tuple[int, int, int]]:
+        """(new tokens, those of the cache, those that the mask is about), by step."""
+        embeds, cache, mask = (
+            _PROFILE.shapes(phase, name, shape)
+            for name, shape in (
+                ("inputs_embeds", (-1, -1, 7)),
+                ("past_key_values.0.key", (-1, 2, -1, 8)),
+                ("attention_mask", (-1, -1)),
+            )
+        )
+        return [(e[1], c[2], m[1]) for e, c, m in zip(embeds, cache, mask, strict=True)]
+
+    assert tokens("whole") == [(1, 0, 1), (8, 5, 13), (16, 32, 48)]
+    assert tokens("prefill") == [(1, 0, 1), (8, 0, 8), (16, 0, 16)]
+    assert tokens("continued") == [(1, 1, 2), (8, 5, 13), (16, 32, 48)]
+    assert tokens("decode") == [(1, 1, 2), (1, 5, 6), (1, 32, 33)]
 
 
 def test_other_inputs_are_given_or_refused() -> None:

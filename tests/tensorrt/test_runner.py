@@ -26,7 +26,7 @@ from guardbake.check.parity import Pair, compare
 from guardbake.errors import EnvironmentFault, ResourceFault, UnsupportedError, UsageError
 from guardbake.passes.insert import InsertGuard
 from guardbake.passes.probe import TapGuard
-from guardbake.plugins import Trace, find_runner
+from guardbake.plugins import EngineSizes, Trace, find_runner
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.runner import TorchRunner
@@ -34,10 +34,11 @@ from guardbake.vlm.runner import TorchRunner
 from guardbake_onnx.loop import ExecutorRunner
 from guardbake_onnx.provider import CPU, open_session
 from guardbake_onnx.runner import OrtExecutor
-from guardbake_tensorrt import Backend, EngineProfile
+from guardbake_tensorrt import Backend
 from guardbake_tensorrt.device import CudaDevice, open_device
 from guardbake_tensorrt.execute import EngineExecutor, open_engine
 from guardbake_tensorrt.lower import lower_graph, read_graph
+from guardbake_tensorrt.sizes import profile_for
 from tests.onnx.conftest import Exported
 from tests.onnx.guarding import between
 from tests.tensorrt.bundles import Built
@@ -46,8 +47,8 @@ from tests.tensorrt.standins import GraphEngine, HostRuntime, backend_of
 STEPS, CAPACITY = 8, 128
 NOISE = Budget(1e-4, "float32 noise of another summation order, values of order 1 to 10")
 BUDGETS = Budgets(NOISE, NOISE, NOISE, Budget(1e-3, "ten times the score's noise"))
-# 2 rows at most of a batch of 3; decoding has a profile of its own
-PROFILE = EngineProfile((1, 1, 2), (1, 32, CAPACITY), (0, 32, CAPACITY - 1), split_decode=True)
+# 2 rows at most of a batch of 3
+SIZES = EngineSizes((1, 1, 2), (1, 32, CAPACITY), (0, 32, CAPACITY - 1))
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,15 @@ def case(
     return Case(exported, spec, static, growing, truth, undefended)
 
 
-def _runner(case: Case, decoder: Any) -> ExecutorRunner:
+def _runner(case: Case, decoder: Any, embedding: Any = None) -> ExecutorRunner:
     """`decoder` executes the decoder, onnxruntime the rest."""
     folder = case.exported.folder
 
     def open_graph(name: str) -> Any:
         if name == "decoder":
             return decoder
+        if name == "embedding" and embedding is not None:
+            return embedding
         return OrtExecutor(open_session(folder / f"{name}.onnx", 0), CPU)
 
     return ExecutorRunner(case.exported.runner.description, open_graph)
@@ -140,8 +143,11 @@ class Stand:
     executor: EngineExecutor
 
 
-def _stand(path: Path, profile: EngineProfile | None = PROFILE) -> Stand:
-    runtime = HostRuntime()
+def _stand(path: Path, sizes: EngineSizes = SIZES) -> Stand:
+    """Of the profiles that such an engine is built with."""
+    runtime, model = HostRuntime(), ir.load(path)
+    static = any(value.name == "write_indices" for value in model.graph.inputs)
+    profile = profile_for(model, sizes, growing=not static)
     engine = GraphEngine(path, runtime, profile)
     return Stand(runtime, engine, EngineExecutor(engine, CudaDevice(runtime), "a stand-in"))
 
@@ -151,12 +157,17 @@ def test_an_engine_is_fed_as_the_reference_computes(
     case: Case, mixed_batch: Batch, cache: str
 ) -> None:
     stand = _stand(case.static if cache == "static" else case.growing)
-    assert stand.executor.rows == 2
+    assert (stand.executor.rows, stand.executor.tokens) == (2, CAPACITY)
     assert stand.executor.settings == "a stand-in on stand-in"
     _require_parity(case, _runner(case, stand.executor), mixed_batch)
-    assert set(stand.engine.profiles_used) == {0, 1}
+    assert set(stand.engine.profiles_used) == ({0, 1} if cache == "static" else {0, 1, 2})
     gc.collect()
     assert not stand.runtime.live
+
+
+def _passes(case: Case) -> int:
+    """Prefills of a prompt: edits that are to know what it says hear it first."""
+    return 2 if case.spec.edits[0].kind == "replace" else 1
 
 
 def test_no_cache_passes_through_host_memory(case: Case, mixed_batch: Batch) -> None:
@@ -168,10 +179,8 @@ def test_no_cache_passes_through_host_memory(case: Case, mixed_batch: Batch) -> 
         for rows in (1, 2)
     ]
     sent, fetched = stand.runtime.copied[1], stand.runtime.copied[2]
-    # one group of two rows and one of one, both told what they hear if edits are to know it
-    passes = 2 if case.spec.edits[0].kind == "replace" else 1
-    for size in caches:
-        assert sent.count(size) == 2 * description.layers * passes
+    for size in caches:  # one group of two rows and one of one
+        assert sent.count(size) == 2 * description.layers * _passes(case)
         assert size not in fetched
 
 
@@ -181,9 +190,29 @@ def test_decoding_beyond_the_capacity_or_the_profile_is_refused(
     runner = _runner(case, _stand(case.static).executor)
     with pytest.raises(UsageError, match="capacity of the cache"):
         runner.run(mixed_batch, CAPACITY, np.full((3, CAPACITY), 9))
-    narrow = EngineProfile((1, 1, 4), (1, 4, 8), (0, 4, 8), split_decode=True)
-    with pytest.raises(UsageError, match=r"inputs_embeds \[3, \d+, 128\].*--sequence"):
-        _runner(case, _stand(case.static, narrow).executor).run(mixed_batch, 1)
+    narrow = EngineSizes((1, 1, 4), (1, 4, 8), (0, 4, 8))
+    with pytest.raises(UsageError, match=r"past_key_values.*--past"):
+        _runner(case, _stand(case.growing, narrow).executor).run(mixed_batch, 1)
+
+
+@pytest.mark.parametrize("cache", ["static", "growing"])
+def test_a_prompt_longer_than_the_engine_takes_is_fed_in_pieces(
+    case: Case, mixed_batch: Batch, cache: str
+) -> None:
+    longest = mixed_batch.input_ids.shape[1]
+    sizes = EngineSizes((1, 1, 2), (1, 4, 8), (0, 8, CAPACITY - 1))
+    stand = _stand(case.static if cache == "static" else case.growing, sizes)
+    assert stand.executor.tokens == 8 < longest
+    embedding = OrtExecutor(open_session(case.exported.folder / "embedding.onnx", 0), CPU)
+    embedding.tokens = 8
+    runner = _runner(case, stand.executor, embedding)
+    forced = runner.run(mixed_batch, case.truth.tokens.shape[1], case.truth.tokens)
+    report = compare([Pair("mixed", case.truth, forced, None, None)], BUDGETS, gated=True)
+    missing = {"tokens"}  # nothing was decoded freely
+    assert not [c for c in report.comparisons if not c.passed and c.gate not in missing]
+    prompts = 2 * _passes(case)  # of two groups
+    begun = stand.engine.profiles_used.count(0)
+    assert begun > prompts if cache == "static" else begun == prompts
 
 
 @pytest.fixture
