@@ -112,10 +112,11 @@ def _scores(
 
 def _verdicts(spec: GuardSpec, seen: Arrays, feeds: Arrays) -> list[Agreement]:
     """What the gates make of the scores the graph computed: the same, without any limit."""
-    mask, memory = feeds["attention_mask"], feeds.get(MEMORY_IN) if spec.pools else None
+    memory = feeds.get(MEMORY_IN) if spec.pools else None
     opened, states = [], []
     for gate in range(len(spec.sensors)):
         scores = seen[gate_output(SCORE_OUT, gate, spec)]
+        mask = feeds.get("attention_mask", np.ones(scores.shape, np.int64))  # packed: all are real
         if spec.profile == "token":
             opened.append(law.gate_by_token(scores, mask))
             continue

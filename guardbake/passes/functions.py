@@ -166,18 +166,27 @@ def _score_opens(op: Body) -> ir.Value:
     return op("Not", [op("LessOrEqual", [op.inputs["score"], zero])])
 
 
-def token_gate_function(name: str, opset: int) -> ir.Function:
-    """(score [B,S], attention_mask [B,P+S]) -> open [B,S] bool."""
-    op = Body(["score", "attention_mask"])
-    _, real, _ = _real_tokens(op, op.inputs["score"])
-    return op.function(name, {"open": op("And", [_score_opens(op), real])}, opset)
+def token_gate_function(name: str, packed: bool, opset: int) -> ir.Function:
+    """(score [B,S], attention_mask [B,P+S]) -> open [B,S] bool.
+
+    packed: there is no padding, and so no mask: (score) -> open, of whatever shape.
+    """
+    op = Body(["score"] if packed else ["score", "attention_mask"])
+    opens = _score_opens(op)
+    if not packed:
+        _, real, _ = _real_tokens(op, op.inputs["score"])
+        opens = op("And", [opens, real])
+    return op.function(name, {"open": opens}, opset)
 
 
-def gate_function(spec: GuardSpec, gate: int, opset: int) -> ir.Function:
-    """The function of one of the spec's gates, under its name in the graph."""
+def gate_function(spec: GuardSpec, gate: int, packed: bool, opset: int) -> ir.Function:
+    """The function of one of the spec's gates, under its name in the graph.
+
+    packed: of a graph whose tokens are packed, which a gate of profile token alone can serve.
+    """
     tag = f"{gate}_{spec.digest[:12]}"
     if spec.profile == "token":
-        return token_gate_function(f"GuardbakeTokenGate_{tag}", opset)
+        return token_gate_function(f"GuardbakeTokenGate_{tag}", packed, opset)
     name, gates = f"GuardbakeSequenceGate_{tag}", len(spec.sensors)
     return sequence_gate_function(name, gate, gates, spec.pools, opset)
 

@@ -1,12 +1,17 @@
 """Insert a guard into a decoder graph: one visible model-local function a site.
 
-Requires: located sites with known dtype, an `attention_mask` input for gated profiles, and a graph
-that carries no guard yet. Leaves: the same graph with the sensors, a gate each, and one edit a
-site; a `sequence` guard adds the input `guard_state` [B] int64 and the output `guard_state_out`;
-gated profiles add the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool, of several
-gates one each: `guard_score_0`, `guard_score_1` and so on. A `replace` edit adds the input
-`guard_text_<layer>` [B, k] float32 and the output `guard_heard_<layer>` [B, k]: feed the prompt
-without its images and `guard_state` closed, and what is heard is the prompt's text.
+Requires: located sites with known dtype, an `attention_mask` input or packed tokens for gated
+profiles, and a graph that carries no guard yet. Leaves: the same graph with the sensors, a gate
+each, and one edit a site; a `sequence` guard adds the input `guard_state` [B] int64 and the output
+`guard_state_out`; gated profiles add the outputs `guard_score` [B, S] float32 and `guard_open`
+[B, S] bool, of several gates one each: `guard_score_0`, `guard_score_1` and so on. A `replace`
+edit adds the input `guard_text_<layer>` [B, k] float32 and the output `guard_heard_<layer>` [B, k]:
+feed the prompt without its images and `guard_state` closed, and what is heard is the prompt's text.
+
+Packed tokens are those of all sequences in one row, as TensorRT Edge-LLM feeds them: none is
+padding, so a gate that decides token by token needs no mask. Its score and verdict stay inside: the
+loop that feeds such a graph knows no further outputs. A gate that latches for a sequence is refused
+there: it would need to know which token ends which prompt, and a state for each that comes back.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ STATE_IN, STATE_OUT = "guard_state", "guard_state_out"
 IMAGES_IN = "guard_image_mask"
 MEMORY_IN, MEMORY_OUT = "guard_memory", "guard_memory_out"
 SCORE_OUT, OPEN_OUT = "guard_score", "guard_open"
+_MASK, _STARTS = "attention_mask", "query_start_offsets"
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class InsertGuard:
         mask = self._mask(graph) if spec.sensors else None
         nodes: list[ir.Node] = []
         opens: list[ir.Value] = []
-        if mask is not None:
+        if spec.sensors:
             nodes, opens = self._gates(model, found, mask, opset)
         for edit in spec.edits:
             open_ = opens[edit.gate] if opens else None
@@ -107,9 +113,12 @@ class InsertGuard:
                 remedy="run ONNX shape inference on the graph first",
             )
 
-    def _mask(self, graph: ir.Graph) -> ir.Value:
-        mask = next((v for v in graph.inputs if v.name == "attention_mask"), None)
-        if mask is None:
+    def _mask(self, graph: ir.Graph) -> ir.Value | None:
+        """Which tokens are real; None where all are."""
+        mask = next((v for v in graph.inputs if v.name == _MASK), None)
+        if mask is None and is_packed(graph):
+            self._refuse_latched()
+        elif mask is None:
             raise SiteError(
                 found=f"inputs {[v.name for v in graph.inputs][:4]}",
                 expected="an input attention_mask, from which the gate knows the real tokens",
@@ -118,12 +127,22 @@ class InsertGuard:
             )
         return mask
 
+    def _refuse_latched(self) -> None:
+        if self.spec.profile == "sequence":
+            raise UnsupportedError(
+                found="packed tokens: which of them end a prompt changes from call to call, and no "
+                "state comes back",
+                expected="rows of one sequence each, for a guard of profile sequence",
+                where="the decoder graph",
+                remedy="use the profile always or token",
+            )
+
     def _gates(
-        self, model: ir.Model, found: Mapping[Site, Found], mask: ir.Value, opset: int
+        self, model: ir.Model, found: Mapping[Site, Found], mask: ir.Value | None, opset: int
     ) -> tuple[list[ir.Node], list[ir.Value]]:
         """Every sensor and its gate, in order: their nodes, and what each gate opens by."""
         state = None
-        if self.spec.profile == "sequence":
+        if mask is not None and self.spec.profile == "sequence":
             state = ir.val(STATE_IN, ir.DataType.INT64, _sizes(mask)[:1])
             model.graph.inputs.append(state)
         nodes: list[ir.Node] = []
@@ -137,7 +156,8 @@ class InsertGuard:
             ]
             score_node = self._sensor(model, readings, gate, sensor, mask, opset)
             forgotten += score_node.outputs[2:]
-            told = [mask] if state is None else [mask, state, *before, *forgotten]
+            told = [value for value in (mask, state) if value is not None]
+            told += [*before, *forgotten]
             gate_node = self._gate(model, score_node, gate, told, opset)
             nodes += [*readings, score_node, gate_node]
             opens.append(gate_node.outputs[0])
@@ -165,7 +185,7 @@ class InsertGuard:
         readings: Sequence[ir.Node],
         gate: int,
         sensor: Sensor,
-        mask: ir.Value,
+        mask: ir.Value | None,
         opset: int,
     ) -> ir.Node:
         """After the last reading: the score and, of a pooling sensor, its memory."""
@@ -173,7 +193,7 @@ class InsertGuard:
         features = [node.outputs[0] for node in readings]
         inputs = [*features, *self._register(model, base, sensor_inputs(sensor))]
         count = len(readings)
-        if sensor.pools:
+        if mask is not None and sensor.pools:
             batch = _sizes(mask)[0]
             images = ir.val(IMAGES_IN, ir.DataType.BOOL, _sizes(features[0]))
             memory = ir.val(MEMORY_IN, ir.DataType.FLOAT, [batch, 3])
@@ -198,9 +218,9 @@ class InsertGuard:
         told: Sequence[ir.Value],
         opset: int,
     ) -> ir.Node:
-        """told: what the gate's function takes besides the score."""
+        """told: what the gate's function takes besides the score; nothing if tokens are packed."""
         score = score_node.outputs[0]
-        function = gate_function(self.spec, gate, opset)
+        function = gate_function(self.spec, gate, not told, opset)
         node = self._call(model, function, [score, *told], f"guardbake/gate.{gate}/{self.tag}")
         for state_out in node.outputs[1:]:
             _describe(state_out, ir.DataType.INT64, _sizes(told[0])[:1])
@@ -273,6 +293,12 @@ class InsertGuard:
         return node
 
 
+def is_packed(graph: ir.Graph) -> bool:
+    """Whether a call's tokens stand in one row, whichever sequences they belong to."""
+    names = {value.name for value in graph.inputs}
+    return _STARTS in names and _MASK not in names
+
+
 def refuse_guarded(model: ir.Model) -> None:
     """Raises UnsupportedError if the graph carries a guard, as nodes or folded."""
     if DIGEST_KEY in model.metadata_props or any(d == DOMAIN for d, _, _ in model.functions):
@@ -322,6 +348,7 @@ def _describe(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str | N
 
 
 def _expose(model: ir.Model, value: ir.Value, name: str) -> None:
-    """Make `value` a graph output under `name`."""
+    """Call `value` by `name` and make it a graph output, unless the tokens are packed."""
     value.name = name
-    model.graph.outputs.append(value)
+    if not is_packed(model.graph):
+        model.graph.outputs.append(value)

@@ -12,14 +12,15 @@ import onnx_ir as ir
 
 from guardbake.passes.dtypes import dtype_of
 from guardbake.passes.functions import DOMAIN
-from guardbake.passes.insert import SITE_KEY
+from guardbake.passes.insert import OPEN_OUT, SCORE_OUT, SITE_KEY
 from guardbake.plugins import EDITED, REACHED
 
 _THRESHOLDS = "/thresholds"
 
 
 class TapGuard:
-    """The pass. Outputs reached/<site> of every sensor and edit, edited/<site> of every edit."""
+    """The pass. Outputs reached/<site> of every sensor and edit, edited/<site> of every edit; and
+    scores and verdicts that the graph keeps inside."""
 
     def __repr__(self) -> str:
         return "TapGuard()"
@@ -28,6 +29,10 @@ class TapGuard:
         """The names of the outputs it added."""
         names: list[str] = []
         for node in [node for node in model.graph if node.domain == DOMAIN]:
+            inner = [value for value in node.outputs if not value.is_graph_output()]
+            told = [v for v in inner if str(v.name).startswith((SCORE_OUT, OPEN_OUT))]
+            model.graph.outputs.extend(told)
+            names += [str(value.name) for value in told]
             site = node.metadata_props.get(SITE_KEY)
             if site is None:
                 continue

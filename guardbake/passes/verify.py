@@ -35,6 +35,7 @@ from guardbake.passes.insert import (
     STATE_OUT,
     gate_output,
     heard_output,
+    is_packed,
     text_input,
 )
 from guardbake.passes.locate import locate
@@ -111,13 +112,15 @@ class VerifyGuard:
         opens: list[ir.Value] = []
         before: list[ir.Value] = []
         forgotten: list[ir.Value] = []
-        fed = ["attention_mask", *([STATE_IN] if self.spec.profile == "sequence" else [])]
+        packed = is_packed(model.graph)
+        fed = [] if packed else ["attention_mask"]
+        fed += [STATE_IN] if self.spec.profile == "sequence" else []
         for gate, sensor in enumerate(self.spec.sensors):
             features = self._check_readings(model, calls, gate, sensor, opset)
             score, *memory = self._check_sensor(model, calls, gate, sensor, features)
             forgotten += memory[1:]
             node = calls[f"guardbake/gate.{gate}/{self.tag}"]
-            self._check_body(model, node, gate_function(self.spec, gate, opset))
+            self._check_body(model, node, gate_function(self.spec, gate, packed, opset))
             self._check_inputs(node, [score], fed, [*before, *forgotten])
             self._check_output(model, score, gate_output(SCORE_OUT, gate, self.spec))
             self._check_output(model, node.outputs[0], gate_output(OPEN_OUT, gate, self.spec))
@@ -190,9 +193,11 @@ class VerifyGuard:
                 self._refuse(f"{name} computed or preset in the graph", "an input of the graph")
 
     def _check_output(self, model: ir.Model, value: ir.Value, name: str) -> None:
-        """Seen outside under its name, as the guard computed it."""
-        if value.name != name or not any(out is value for out in model.graph.outputs):
-            self._refuse(f"no graph output {name} of the guard's own", "an observable guard")
+        """Seen outside under its name, as the guard computed it; kept inside of packed tokens."""
+        shown = any(out is value for out in model.graph.outputs)
+        if value.name != name or shown == is_packed(model.graph):
+            kind = "as graph output" if shown else "inside"
+            self._refuse(f"{value.name} {kind} for the guard's {name}", "the guard's own outputs")
 
     def _check_edit(
         self,

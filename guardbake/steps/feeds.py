@@ -139,6 +139,8 @@ class Feeds:
 
     def _packed(self, value: ir.Value, rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:
         name = str(value.name)
+        if "/" in name:
+            return self._guards(value, rng, (PROMPT, 1))
         if name not in (*_PACKED_INPUTS, "inputs_embeds") and not _present(name):
             raise _unknown(f"input {name} of shape {value.shape}")
         shape = [_PACKED[str(d)] if not isinstance(d, int) else d for d in _named(value)]

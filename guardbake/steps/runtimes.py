@@ -74,11 +74,10 @@ def require_fit(
         names = {str(v.name) for v in new} - {str(v.name) for v in old}
         added = sorted(name for name in names if not name.startswith(known))
         if added and not allowed:
-            others = "always or token" if runtime.outputs else "always"
             raise UnsupportedError(
                 found=f"a guard of profile {profile} that adds the {kind} {', '.join(added)}",
-                expected=f"a guard of profile {others}: {runtime.name} runs its own loop, which "
-                f"takes a decoder without further {kind}",
+                expected=f"a guard of profile always or token: {runtime.name} runs its own loop, "
+                f"which takes a decoder without further {kind}",
                 where=f"a folder for {runtime.name}",
                 remedy="fit a guard of such a profile, or, if a loop of your own runs the decoder, "
                 "name it with --runtime onnxruntime",

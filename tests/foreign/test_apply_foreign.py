@@ -62,23 +62,22 @@ def test_every_folder_is_guarded_and_checked(
     run: Run, folder: Callable[[str], Path], pack: Pack, tmp_path: Path, name: str
 ) -> None:
     source, out = folder(name), tmp_path / "out"
-    guard = pack("always") if name == "edgellm" else pack()
-    assert run("apply", source, "--guard", guard, "-o", out) == 0
+    assert run("apply", source, "--guard", pack(), "-o", out) == 0
     record = json.loads((out / APPLIED).read_text())
     assert record["runtime"] == RUNTIMES.get(name, "onnxruntime-genai")
     ((graph, report),) = record["decoders"].items()
     agreements = report["self_check"]["agreements"]
     branches = 2 if name == "optimum-merged" else 1
-    nodes = 1 if name == "edgellm" else 4  # reading, sensor, gate, edit
-    assert len(report["nodes"]) == branches * nodes
+    assert len(report["nodes"]) == branches * 4  # reading, sensor, gate, edit
     edited = agreements["layers.1.ffn_output while open"]
     assert edited["compared"] > 0
     assert edited["worst"] <= 1
     if name == "edgellm":
         assert report["self_check"]["replaced"] == ["AttentionPlugin"]
+        assert agreements["outputs while every gate is closed"]["compared"] == 3  # 1 call
     else:
         assert agreements["outputs while every gate is closed"]["compared"] == 2 * 5  # 2 calls
-        assert agreements["score of gate 0"]["difference"] > 0  # float32 against float64
+    assert agreements["score of gate 0"]["difference"] > 0  # float32 against float64
     assert ir.load(out / graph).metadata_props["guardbake.guard"] == record["guard"]
     others = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
     written = {p.relative_to(out) for p in out.rglob("*") if p.is_file()}
@@ -125,7 +124,7 @@ def test_genais_loop_carries_the_state_of_a_latched_guard(
     assert run("verify", fed, "--unguarded", source) == 0
 
 
-def test_packed_tokens_know_no_mask_to_gate_by(
+def test_packed_tokens_do_not_tell_where_a_sequence_ends(
     run: Run,
     folder: Callable[[str], Path],
     pack: Pack,
@@ -133,10 +132,82 @@ def test_packed_tokens_know_no_mask_to_gate_by(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = folder("edgellm")
-    for profile in ("token", "sequence"):
-        assert run("apply", source, "--guard", pack(profile), "-o", tmp_path / "out") == 3
-        assert "use the profile always" in capsys.readouterr().err
+    assert run("apply", source, "--guard", pack("sequence"), "-o", tmp_path / "out") == 3
+    assert "use the profile always or token" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("profile", ["always", "token"])
+def test_a_guard_of_packed_tokens_leaves_the_loops_inputs_and_outputs(
+    run: Run, folder: Callable[[str], Path], pack: Pack, tmp_path: Path, profile: str
+) -> None:
+    source, out = folder("edgellm"), tmp_path / "out"
+    assert run("apply", source, "--guard", pack(profile), "-o", out) == 0
+    before, after = (ir.load(top / "llm" / "model.onnx").graph for top in (source, out))
+    for old, new in ((before.inputs, after.inputs), (before.outputs, after.outputs)):
+        assert [(v.name, v.dtype, v.shape) for v in old] == [
+            (v.name, v.dtype, v.shape) for v in new
+        ]
+
+
+def _never_open(model: ir.Model) -> None:
+    """The packed gate's body says no, whatever the score."""
+    gate = next(node for node in model.graph if "/gate." in str(node.name))
+    body = model.functions[gate.op_identifier()]
+    opens = body.outputs[0]
+    shut = ir.node("And", [opens, ir.node("Not", [opens]).outputs[0]], name="shut")
+    both = shut.inputs[1].producer()  # type: ignore[union-attr]
+    assert both is not None
+    both.outputs[0].name, both.name = "other", "other"
+    opens.name, shut.outputs[0].name = "inner", "open"
+    body.extend([both, shut])
+    body.outputs[0] = shut.outputs[0]
+
+
+def _show_the_verdict(model: ir.Model) -> None:
+    gate = next(node for node in model.graph if "/gate." in str(node.name))
+    model.graph.outputs.append(gate.outputs[0])
+
+
+@pytest.mark.parametrize("plant", [_never_open, _show_the_verdict], ids=lambda p: p.__name__)
+def test_a_packed_guard_that_was_altered_is_refused(
+    run: Run,
+    folder: Callable[[str], Path],
+    pack: Pack,
+    tmp_path: Path,
+    plant: Callable[[ir.Model], None],
+) -> None:
+    source, out = folder("edgellm"), tmp_path / "out"
+    assert run("apply", source, "--guard", pack(), "-o", out) == 0
+    model = ir.load(out / "llm" / "model.onnx")
+    plant(model)
+    ir.save(model, out / "llm" / "model.onnx")
+    assert run("verify", out, "--unguarded", source) == 6
+
+
+@pytest.mark.parametrize("name", ["edgellm", "genai-fp16"])
+def test_a_guard_is_folded_into_anothers_weights(
+    run: Run,
+    folder: Callable[[str], Path],
+    pack: Pack,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    source, out = folder(name), tmp_path / "out"
+    assert run("apply", source, "--guard", pack("token"), "-o", out, "--fold") == 3
+    assert "profile token: a gate decides call by call" in capsys.readouterr().err
+    guard = pack("always", "care parallel")
+    assert run("apply", source, "--guard", guard, "-o", out, "--fold") == 0
+    ((graph, report),) = json.loads((out / APPLIED).read_text())["decoders"].items()
+    assert list(report["sites"]) == ["layers.1.ffn_output"]
+    plain, folded = ir.load(source / graph).graph, ir.load(out / graph).graph
+    assert [v.name for v in folded.inputs] == [v.name for v in plain.inputs]
+    assert [v.name for v in folded.outputs] == [v.name for v in plain.outputs]
+    assert not [node for node in folded if node.domain == DOMAIN]
+    assert run("verify", out, "--unguarded", source) == 0
+    shutil.copyfile(source / graph, out / graph)
+    assert run("verify", out, "--unguarded", source) == 6
 
 
 @pytest.mark.parametrize("kind", ["care sequential", "project", "replace", "steer", "astra"])

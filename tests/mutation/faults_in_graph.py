@@ -170,7 +170,7 @@ def past(index: int) -> Callable[[ir.Node], None]:
 def profile_of_tokens(model: ir.Model) -> None:
     """The gate looks at each token's own score, and latches nothing."""
     gate = calls(model, "Gate")[0]
-    function = token_gate_function(gate.op_type, model.opset_imports[""])
+    function = token_gate_function(gate.op_type, False, model.opset_imports[""])
     score, mask, state = gate.inputs[:3]
     assert score is not None
     assert mask is not None
