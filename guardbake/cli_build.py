@@ -54,7 +54,10 @@ Unguarded = Annotated[
     bool, typer.Option("--unguarded", help="Take a decoder without a guard as well.")
 ]
 NumberOption = Annotated[
-    NumberType, typer.Option(help="What a decoder computes in; its guard stays in float32.")
+    NumberType | None,
+    typer.Option(
+        help="What a decoder computes in, else what its graph does; its guard stays in float32."
+    ),
 ]
 Capacity = Annotated[
     int | None,
@@ -83,7 +86,7 @@ def build(
     graph: Graphs = None,
     guard: Pack = None,
     unguarded: Unguarded = False,
-    number: NumberOption = NumberType.float32,
+    number: NumberOption = None,
     capacity: Capacity = None,
     print_command: PrintCommand = False,
     progress: ProgressOption = ProgressStyle.auto,
@@ -107,7 +110,7 @@ def build(
         tuple(graph or ()),
         guard,
         unguarded,
-        number.value,
+        number.value if number else engines.number_of(section),
         capacity,
     )
     if print_command:

@@ -36,7 +36,7 @@ from guardbake.recipe_diagnose import DiagnoseSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.assemble import ENGINE_RECORD, bundle_files, together
 from guardbake.steps.certify import gates_of, require_pass
-from guardbake.steps.engines import sizes_of
+from guardbake.steps.engines import number_of, sizes_of
 from guardbake.steps.export import capture, checkpoint_at, exporter_digest, write_export
 from guardbake.steps.recheck import GOLDEN
 from guardbake.steps.records import file_digest, read_record, tool_versions, write_record
@@ -185,7 +185,7 @@ class Bake(StagesBeside):
         """The unguarded graphs and their weights."""
         from guardbake.vlm.load import hash_files
 
-        captured = capture(self.vlm.folder, "float32", self)
+        captured = capture(self.vlm.folder, self.recipe.export.number, self)
         key: dict[str, JSON] = {
             "model": self.vlm.model_digest,
             "capture": captured.name,
@@ -239,6 +239,7 @@ class Bake(StagesBeside):
                     sizes_of(section),
                     spec.digest,
                     tuple(nodes),
+                    number_of(section),
                 )
                 builder.build(task, folder, self.reporter.advance)
 
@@ -253,6 +254,7 @@ class Bake(StagesBeside):
             "guard": spec.digest,
             "samples": self.splits.digests["parity"],
             "parity": self.recipe.parity.model_dump(mode="json"),
+            "halves": list(self.recipe.halves),
             **self.versions("parity"),
         }
 
@@ -271,6 +273,7 @@ class Bake(StagesBeside):
                     parity.Candidate(
                         model / DECODER, find_session("onnx"), runner(model), runner(tapped)
                     ),
+                    self.recipe.halves,
                     self.reporter.advance,
                 )
             write_record(folder / "parity.json", report.to_json())

@@ -55,11 +55,15 @@ class Trace:
 class Runner(Protocol):
     """Runs one rendering of a model: PyTorch, onnxruntime, an engine.
 
-    settings: by graph, what has computed it so far, where and how precisely, in words.
+    settings: by graph, what has computed it so far, where and how precisely, in words. number: what
+    the decoder computes in but for its guard, "float16" say.
     """
 
     @property
     def settings(self) -> Mapping[str, str]: ...
+
+    @property
+    def number(self) -> str: ...
 
     def run(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -252,12 +252,14 @@ class ParitySection(_Section):
     """logits, score, ffn_output: largest absolute difference. margin_band: gate flips are allowed
     only where |score| of the reference lies within it. steps: new tokens a prompt.
 
-    A gate of the certificate whose budget is left out is not asked. law: of a guard node alone, the
+    Budgets are for float32; what computes in half precision is held to multiples of the reference's
+    own noise in it, as many as `noise` allows (`check.floors`). A gate of the certificate whose
+    budget is left out is not asked. law: of a guard node alone, the
     largest share of what float32 rounding explains. cosine, norm_ratio: largest 1 - cosine and
     |norm ratio - 1| of what reaches the guard and of what leaves it. kl: nats, of one new token.
     top1, top5: share of the likeliest tokens. noise: distance of the logits, in multiples of the
-    reference's own distance from itself in float32. cache: largest absolute difference of logits
-    between ways of feeding one text.
+    reference's own distance from itself in the same precision. cache: largest absolute difference
+    of logits between ways of feeding one text.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -278,12 +280,26 @@ class ParitySection(_Section):
 SizeRange = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)]
 
 
+Half = Literal["float16", "bfloat16"]
+
+
+class ExportSection(_Section):
+    """number: what the graphs compute in; the guard computes in float32 whatever it is. bfloat16 is
+    for engines alone: a bake runs the graph in onnxruntime on the CPU, which has no such products.
+    """
+
+    number: Literal["float32", "float16"] = "float32"
+
+
 class EngineSection(_Section):
-    """capabilities: GPUs by name. batch to image_tokens: [smallest, best, largest], and what is
-    left out is as in `plugins.EngineSizes`. required: a missing engine is a failed gate."""
+    """capabilities: GPUs by name. number: what the engine computes in; left out, what the graph it
+    is compiled from does, and no other half precision than that. batch to image_tokens: [smallest,
+    best, largest], and what is left out is as in `plugins.EngineSizes`. required: a missing engine
+    is a failed gate."""
 
     backend: Literal["rtx", "tensorrt"]
     capabilities: list[str] = Field(min_length=1)
+    number: Literal["float32", "float16", "bfloat16"] | None = None
     batch: SizeRange | None = None
     sequence: SizeRange | None = None
     past: SizeRange | None = None
@@ -322,9 +338,28 @@ class Recipe(_Section):
     fit: FitSection
     parity: ParitySection
     behaviour: BehaviourSection
+    export: ExportSection = ExportSection()
     engine: EngineSection | None = None
     evaluate: EvaluateSection | None = None
     study: StudySection | None = None
+
+    @property
+    def halves(self) -> list[Half]:
+        """The half precisions that something of the bundle computes in."""
+        named = {self.export.number, self.engine.number if self.engine else None}
+        return [number for number in get_args(Half) if number in named]
+
+    @model_validator(mode="after")
+    def _halves_make_sense(self) -> Recipe:
+        if self.halves and self.parity.noise is None:
+            raise ValueError(
+                "parity.noise must say how many times the reference's own noise is allowed: the "
+                f"budgets of {self.halves[0]} are multiples of it"
+            )
+        engine = self.engine and self.engine.number
+        if self.export.number != "float32" and engine not in (None, self.export.number):
+            raise ValueError(f"engine.number must be {self.export.number} or left out, as exported")
+        return self
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -23,7 +23,8 @@ from guardbake_onnx.executor import Executor, Resident
 Array = npt.NDArray[Any]
 
 LOGITS, STATE = "logits", "guard_state"
-_CACHE, _MEMORY, _DEEPSTACK = "past_key_values.", "guard_memory", "deepstack_embeds"
+CACHE = "past_key_values."
+_MEMORY, _DEEPSTACK = "guard_memory", "deepstack_embeds"
 _IMAGES = ("guard_image_mask", "image_mask")
 _TEXT, _HEARD = "guard_text_", "guard_heard_"
 _PLACES = "write_indices"
@@ -169,7 +170,7 @@ def _first_state(executor: Executor, description: Description, batch: Batch) -> 
     rows = len(batch.input_ids)
     state: dict[str, Array] = {}
     for name, given in executor.inputs.items():
-        if name.startswith(_CACHE):
+        if name.startswith(CACHE):
             tokens = given.shape[2] or 0  # a growing cache has none yet
             shape = (rows, description.kv_heads, tokens, description.head_dim)
             state[name] = np.zeros(shape, given.dtype)
@@ -182,6 +183,6 @@ def _first_state(executor: Executor, description: Description, batch: Batch) -> 
 
 def _source(name: str) -> str:
     """The output that is the next call's input `name`."""
-    if name.startswith(_CACHE):
-        return "present." + name.removeprefix(_CACHE)
+    if name.startswith(CACHE):
+        return "present." + name.removeprefix(CACHE)
     return f"{name}_out"

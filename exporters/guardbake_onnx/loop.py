@@ -13,7 +13,7 @@ from guardbake.batch import Batch, in_groups, prefill_stops, without_images
 from guardbake.errors import UsageError
 from guardbake.plugins import Trace, first_end
 
-from guardbake_onnx.decoding import Decoding
+from guardbake_onnx.decoding import CACHE, Decoding
 from guardbake_onnx.description import Description
 from guardbake_onnx.executor import Executor
 from guardbake_onnx.grid import vision_inputs
@@ -41,6 +41,13 @@ class ExecutorRunner:
     def settings(self) -> dict[str, str]:
         """See guardbake.plugins.Runner: by graph that has been opened."""
         return {name: self._executors[name].settings for name in sorted(self._executors)}
+
+    @property
+    def number(self) -> str:
+        """See guardbake.plugins.Runner: the type of the decoder's cache."""
+        given = self._executor("decoder").inputs
+        caches = [str(each.dtype) for name, each in given.items() if name.startswith(CACHE)]
+        return caches[0] if caches else "float32"
 
     def run(
         self,

@@ -151,7 +151,8 @@ def lower_graph(
     """Rewrite `model`, which was read from `path`, in place; the file itself is never written.
 
     cache: "static" takes `capacity`, in tokens; its file runs in onnxruntime as well as in
-    TensorRT. trunk: "float32" leaves every dtype as exported, the others need a float32 graph.
+    TensorRT. trunk: "float32" leaves every dtype as exported, the others need a float32 graph or
+    one that is in it.
     Whatever is chosen, fp32 attention has no fused kernel, and the builder refuses it unless the
     node says `TRT_decomposable=1`, which lets it run as plain MatMuls and Softmax (a node of
     unknown dtype is marked as well: the mark permits, it does not force). And a gate's answer must
@@ -167,7 +168,7 @@ def lower_graph(
             where="the choice of cache",
             remedy="give the capacity of a static cache, and only then",
         )
-    if trunk != "float32":
+    if trunk not in ("float32", _trunk_of(model)):
         cast_trunk(model, _HALF[trunk], path)
     marked = _mark_attention(model) if capacity is None else use_static_cache(model, capacity, path)
     size_gates(model.graph)

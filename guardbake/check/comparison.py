@@ -38,6 +38,10 @@ class Budgets:
     differ only where the reference's |score| is within it. law: largest share of what rounding
     explains. cosine: largest 1 - cosine. norm_ratio: largest |ratio - 1|. kl: nats a token. top1,
     top5: largest share. noise: multiples of the reference's own noise.
+
+    ties: a greedy token may be another one where the reference's logits of the two are as near.
+    told_apart: guarded and unguarded must differ by this many budgets of the logits, or the test is
+    blind: a thousandth of what the guard does would be seen, or of half precision a tenth.
     """
 
     score: Budget
@@ -52,6 +56,8 @@ class Budgets:
     top5: Budget | None = None
     noise: Budget | None = None
     cache: Budget | None = None
+    ties: float = 0.0
+    told_apart: float = 1e3
 
 
 @dataclass(frozen=True)

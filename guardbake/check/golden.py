@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,16 @@ class Golden:
     """runs: feeds and the reference's answers by name. vectors: what the guard's nodes are run on.
 
     guard: digest of the guard they were made with. noise: the reference's distance from itself in
-    the candidate's precision, see `check.distribution.against_noise`.
+    float32, see `check.distribution.against_noise`. number: what the bundle's graphs compute in.
+    floors: by half precision, see `check.floors`.
     """
 
     runs: Mapping[str, tuple[Batch, Trace]]
     vectors: GoldenVectors
     guard: str
     noise: float
+    number: str = "float32"
+    floors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def save_golden(path: Path, golden: Golden) -> None:
@@ -72,6 +75,8 @@ def save_golden(path: Path, golden: Golden) -> None:
         "guardbake.golden": json.dumps(list(golden.runs)),
         "guard": golden.guard,
         "noise": repr(golden.noise),
+        "number": golden.number,
+        "floors": json.dumps({name: dict(golden.floors[name]) for name in sorted(golden.floors)}),
     }
     path.write_bytes(safetensors_bytes(arrays, meta))
 
@@ -84,7 +89,8 @@ def load_golden(path: Path) -> Golden:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         names: Sequence[str] = json.loads(meta["guardbake.golden"])
         runs = {name: _run(arrays, name) for name in names}
-        return Golden(runs, _vectors(arrays), meta["guard"], float(meta["noise"]))
+        noise, number, floors = float(meta["noise"]), meta["number"], json.loads(meta["floors"])
+        return Golden(runs, _vectors(arrays), meta["guard"], noise, number, floors)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise MalformedError(
             found=f"{type(error).__name__}: {error}",

@@ -25,9 +25,6 @@ from guardbake.check.likeness import alike
 from guardbake.plugins import EDITED, Trace
 
 Array = npt.NDArray[Any]
-TOLD_APART = (
-    1e3  # guarded and unguarded must differ by this many logit budgets, or the test is blind
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def compare(
         *_distributions(budgets, runs, noise),
         *_tap_comparisons(runs, budgets),
         *alike(budgets, runs),
-        _tokens(pairs, same),
+        _tokens(pairs, same, budgets.ties),
     ]
     if gated:
         comparisons.append(largest("score", "guard score", budgets.score, _scores(pairs, found)))
@@ -173,8 +170,11 @@ def _tap_comparisons(runs: Sequence[Runs], budgets: Budgets) -> list[Comparison]
     return out
 
 
-def _tokens(pairs: Sequence[Pair], same: Sequence[Array]) -> Comparison:
-    """Greedy tokens of the free run that differ from the reference's, up to each row's end."""
+def _tokens(pairs: Sequence[Pair], same: Sequence[Array], ties: float) -> Comparison:
+    """Greedy tokens of the free run that differ from the reference's, up to each row's end.
+
+    ties: see `Budgets`; behind such a choice a row's tokens answer another text.
+    """
     wrong, compared, where = 0, 0, "nowhere"
     for pair, rows in zip(pairs, same, strict=True):
         if pair.free is None:
@@ -183,18 +183,32 @@ def _tokens(pairs: Sequence[Pair], same: Sequence[Array]) -> Comparison:
         steps = ref.tokens.shape[1]
         padded = np.full(ref.tokens.shape, -1)
         padded[:, : got.tokens.shape[1]] = got.tokens[:, :steps]
-        mask = step_mask(ref) & rows[:, None]
+        mask = step_mask(ref) & rows[:, None] & _same_text(ref, padded, ties)
         differs = (ref.tokens != padded) & mask
         wrong, compared = wrong + int(differs.sum()), compared + int(mask.sum())
         if differs.any() and where == "nowhere":
             row, step = np.argwhere(differs)[0]
             where = f"{pair.name}, row {row}, step {step}"
     quantity, source = "greedy tokens that differ", "greedy is exact"
+    if ties:
+        source = f"greedy is exact but between logits {ties:.3g} apart, which rounding may swap"
     return Comparison("tokens", quantity, wrong, None, source, compared, where)
 
 
+def _same_text(ref: Trace, tokens: Array, ties: float) -> Array:
+    """[B, n] bool: steps before a row's first other token, and with it unless the two are tied."""
+    differs = ref.tokens != tokens
+    chosen, other = (
+        np.take_along_axis(ref.step_logits, np.maximum(each, 0)[..., None], axis=-1)[..., 0]
+        for each in (ref.tokens, tokens)
+    )
+    first = differs & (np.cumsum(differs, axis=1) == 1)
+    tied = first & (tokens >= 0) & (chosen - other <= ties) & (ties > 0)
+    return np.asarray(np.cumsum(tied, axis=1) == 0)
+
+
 def _told_apart(pairs: Sequence[Pair], budgets: Budgets) -> Comparison:
-    """How blind the test is: guarded and unguarded logits must be TOLD_APART budgets apart.
+    """How blind the test is: guarded and unguarded logits must be `told_apart` budgets apart.
 
     Stated as the shortfall, so that 0 passes.
     """
@@ -204,9 +218,8 @@ def _told_apart(pairs: Sequence[Pair], budgets: Budgets) -> Comparison:
         if pair.undefended is not None
     ]
     reach = float(max(gaps))
-    shortfall = max(0.0, TOLD_APART * budgets.logits.limit - reach)
-    source = (
-        f"guarded and unguarded logits differ by {reach:.3g}; {TOLD_APART:g} budgets are wanted"
-    )
+    wanted = budgets.told_apart
+    shortfall = max(0.0, wanted * budgets.logits.limit - reach)
+    source = f"guarded and unguarded logits differ by {reach:.3g}; {wanted:g} budgets are wanted"
     quantity = "blindness to the guard"
     return Comparison("blindness", quantity, shortfall, None, source, len(gaps), "all batches")

@@ -23,7 +23,8 @@ def run_canaries(bundle: Path, suite: Suite) -> str:
         open_session = find_session("onnx")
     except EnvironmentFault as error:
         return _not_asked(suite, f"{error.found}; {error.remedy}")
-    spec, golden, budgets = read_golden(bundle)
+    spec, golden, standard = read_golden(bundle)
+    budgets = standard.budgets(golden.number)
     found = hold_nodes(bundle / DECODER, spec, golden.vectors, open_session, budgets)
     if not found:
         return _not_asked(suite, NO_BUDGET)

@@ -76,6 +76,11 @@ def settings_in(source: Path) -> EngineSection | None:
         ) from error
 
 
+def number_of(section: EngineSection | None) -> Number:
+    """What a recipe says that its engine computes in; float32 leaves it to the graph."""
+    return "float32" if section is None or section.number is None else section.number
+
+
 def sizes_of(section: EngineSection | None) -> EngineSizes:
     """What a recipe says of an engine's sizes, and the defaults for what it does not say."""
     named = {field.name: getattr(section, field.name, None) for field in fields(EngineSizes)}

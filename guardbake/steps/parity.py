@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from guardbake.bundle.manifest import DECODER
 from guardbake.check.comparison import Budgets, Comparison
 from guardbake.check.distribution import rms
 from guardbake.check.feeding import CHUNK, fed_otherwise, same_however_fed
+from guardbake.check.floors import Standard, measure_floors
 from guardbake.check.golden import Golden
 from guardbake.check.golden_vectors import golden_vectors
 from guardbake.check.parity import Pair, ParityReport, compare
 from guardbake.passes.probe import TapGuard
-from guardbake.plugins import OpenSession, Runner, Trace
+from guardbake.plugins import Number, OpenSession, Runner, Trace
 from guardbake.recipe import ParitySection
 from guardbake.samples import Form, Sample
 from guardbake.spec import GuardSpec
@@ -31,7 +32,7 @@ from guardbake.steps.nodes import hold_nodes
 from guardbake.steps.recheck import budgets_of
 from guardbake.steps.rewrite import load_graph
 from guardbake.steps.split import Splits
-from guardbake.vlm.load import Vlm
+from guardbake.vlm.load import Vlm, load_rounded
 from guardbake.vlm.requests import Typography, batches
 from guardbake.vlm.runner import TorchRunner, in_float64
 
@@ -83,14 +84,18 @@ def measure(
     typography: Typography,
     section: ParitySection,
     candidate: Candidate,
+    halves: Sequence[Number],
     advance: Advance,
 ) -> tuple[ParityReport, Golden]:
     """Compare, and return the report with the runs that may serve as golden ones.
 
-    The reference computes in float64, so that a difference is the candidate's own rounding.
+    The reference computes in float64, so that a difference is the candidate's own rounding. halves:
+    precisions in which its own noise is measured; the candidate's must be among them.
     """
-    samples, budgets = mixed(splits.samples("parity")), budgets_of(section)
+    samples = mixed(splits.samples("parity"))
     reference, undefended = TorchRunner(vlm, spec), TorchRunner(vlm, None)
+    in_half = {number: TorchRunner(load_rounded(vlm, number), spec) for number in halves}
+    rounded: dict[Number, list[tuple[str, Trace, Trace]]] = {number: [] for number in halves}
     pairs: list[Pair] = []
     golden: dict[str, tuple[Batch, Trace]] = {}
     with in_float64(vlm):
@@ -98,24 +103,37 @@ def measure(
             name = f"batch {number}"
             truth = reference.run(batch, section.steps)
             steps, fed = truth.tokens.shape[1], truth.tokens
-            pairs.append(
-                Pair(
-                    name,
-                    truth,
-                    candidate.tapped.run(batch, steps, fed),
-                    candidate.shipped.run(batch, section.steps),
-                    undefended.run(batch, steps, fed),
-                )
-            )
+            forced = candidate.tapped.run(batch, steps, fed)
+            free = candidate.shipped.run(batch, section.steps)
+            pairs.append(Pair(name, truth, forced, free, undefended.run(batch, steps, fed)))
+            for half, runner in in_half.items():
+                rounded[half].append((name, truth, runner.run(batch, steps, fed)))
             if number == 0:
                 golden[name] = batch, truth
                 chunked = candidate.tapped.run(batch, steps, fed, chunk=CHUNK)
                 pairs.append(Pair(f"{name} in chunks of {CHUNK}", truth, chunked, None, None))
             advance("parity", number * BATCH + len(some), len(samples))
-    found = _golden(spec, golden, reference)
-    more = hold_nodes(candidate.decoder, spec, found.vectors, candidate.open_session, budgets)
-    more += _however_fed(candidate.shipped, golden, budgets)
-    return compare(pairs, budgets, bool(spec.sensors), found.noise, more), found
+    found = replace(
+        _golden(spec, golden, reference),
+        number=candidate.shipped.number,
+        floors={half: measure_floors(runs) for half, runs in rounded.items()},
+    )
+    return _judged(spec, section, candidate, pairs, found), found
+
+
+def _judged(
+    spec: GuardSpec,
+    section: ParitySection,
+    candidate: Candidate,
+    pairs: Sequence[Pair],
+    golden: Golden,
+) -> ParityReport:
+    """The runs, the guard's nodes alone, and every way of feeding, in the candidate's precision."""
+    standard = Standard(budgets_of(section), golden.noise, golden.floors)
+    budgets, noise = standard.budgets(golden.number), standard.noise_in(golden.number)
+    more = hold_nodes(candidate.decoder, spec, golden.vectors, candidate.open_session, budgets)
+    more += _however_fed(candidate.shipped, golden.runs, budgets)
+    return compare(pairs, budgets, bool(spec.sensors), noise, more)
 
 
 def _golden(

@@ -10,6 +10,7 @@ from guardbake.artifact import load_guard
 from guardbake.bundle.manifest import DECODER, GUARD, RECIPE
 from guardbake.check.comparison import Budget, Budgets
 from guardbake.check.feeding import fed_otherwise, same_however_fed
+from guardbake.check.floors import Standard
 from guardbake.check.golden import Golden, load_golden
 from guardbake.check.parity import Pair, compare
 from guardbake.errors import IntegrityError
@@ -24,10 +25,10 @@ GOLDEN = "golden.safetensors"
 
 def budgets_of(section: ParitySection) -> Budgets:
     """Every budget that the section declares."""
-    declared = {
+    declared: dict[str, Any] = {
         name: Budget(tolerance.budget, tolerance.source)
         for name in (field.name for field in fields(Budgets))
-        if (tolerance := getattr(section, name)) is not None
+        if (tolerance := getattr(section, name, None)) is not None
     }
     return Budgets(**declared)
 
@@ -38,14 +39,16 @@ def recheck(
     """Run the golden feeds through `runner(bundle, engines)` and compare; returns the report.
 
     It says under "settings" what computed each graph. The guard's nodes are run alone as well, in
-    `open_session`, on the golden vectors. The bundle's bytes are not
-    verified here: an altered graph is judged by what it computes; whether all of it passed is in
-    the report, see `require_parity`. Raises MalformedError if the bundle lacks what it needs,
-    IntegrityError if its golden runs are of another guard.
+    `open_session`, on the golden vectors. A decoder in half precision is held to multiples of
+    the reference's own noise in it (`check.floors`). The bundle's bytes are not verified here: an
+    altered graph is judged by what it computes; whether all of it passed is in the report, see
+    `require_parity`. Raises MalformedError if the bundle lacks what it needs, UnsupportedError for
+    a precision that was not measured, IntegrityError if its golden runs are of another guard.
     """
-    spec, golden, budgets = read_golden(bundle)
+    spec, golden, standard = read_golden(bundle)
     running = runner(bundle, engines)
-    found = hold_nodes(bundle / DECODER, spec, golden.vectors, open_session, budgets)
+    own, budgets = standard.budgets(golden.number), standard.budgets(running.number)
+    found = hold_nodes(bundle / DECODER, spec, golden.vectors, open_session, own)
     pairs = []
     for name, (batch, truth) in golden.runs.items():
         steps = truth.tokens.shape[1]
@@ -53,12 +56,13 @@ def recheck(
         free = running.run(batch, steps, keep_prefill=False)
         pairs.append(Pair(name, truth, forced, free, None))
         found += same_however_fed(fed_otherwise(running, batch, forced), forced, budgets)
-    report = compare(pairs, budgets, bool(spec.sensors), golden.noise, found).to_json()
+    noise = standard.noise_in(running.number)
+    report = compare(pairs, budgets, bool(spec.sensors), noise, found).to_json()
     return {**report, "settings": dict(running.settings)}
 
 
-def read_golden(bundle: Path) -> tuple[GuardSpec, Golden, Budgets]:
-    """A bundle's guard, what it was seen to do, and the budgets that its recipe declares."""
+def read_golden(bundle: Path) -> tuple[GuardSpec, Golden, Standard]:
+    """A bundle's guard, what it was seen to do, and what its recipe holds a candidate to."""
     spec, golden = load_guard(bundle / GUARD), load_golden(bundle / GOLDEN)
     if golden.guard != spec.digest:
         raise IntegrityError(
@@ -68,4 +72,4 @@ def read_golden(bundle: Path) -> tuple[GuardSpec, Golden, Budgets]:
             remedy="bake again",
         )
     section = ParitySection.model_validate(read_record(bundle / RECIPE).get("parity"))
-    return spec, golden, budgets_of(section)
+    return spec, golden, Standard(budgets_of(section), golden.noise, golden.floors)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils.logging import disable_progress_bar
 
 from guardbake.errors import IntegrityError, MalformedError, UnsupportedError, UsageError
+from guardbake.plugins import Number
 from guardbake.vlm.catalog import Family, family_of
 
 _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
@@ -88,6 +89,11 @@ def load_vlm(
     )
     model.eval().requires_grad_(False)
     return Vlm(model, processor, family, folder, digest_checkpoint(folder))
+
+
+def load_rounded(vlm: Vlm, number: Number) -> Vlm:
+    """The same checkpoint once more, its weights and its arithmetic in `number`."""
+    return load_vlm(str(vlm.folder), getattr(torch, number))
 
 
 def check_weights(folder: Path) -> None:

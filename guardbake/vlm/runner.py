@@ -215,6 +215,11 @@ class TorchRunner:
         one = next(self.vlm.model.parameters())
         return {"model": f"torch {torch.__version__}, {one.dtype} on {one.device}"}
 
+    @property
+    def number(self) -> str:
+        """See `Runner`."""
+        return str(next(self.vlm.model.parameters()).dtype).removeprefix("torch.")
+
     @torch.no_grad()
     def run(
         self,

@@ -191,10 +191,11 @@ def test_a_weight_that_does_not_fit_is_named() -> None:
 
 
 def test_a_graph_exported_in_half_precision_stays_and_says_so(tiny: Any) -> None:
-    halved = _lower(tiny.path, "float16", "growing").model
-    lowered = lower_graph(tiny.path, halved, cache="static", capacity=CAPACITY)
-    assert lowered.trunk == "float16"
-    assert lowered.decomposable == ()
+    for asked in ("float32", "float16"):
+        halved = _lower(tiny.path, "float16", "growing").model
+        lowered = lower_graph(tiny.path, halved, cache="static", capacity=CAPACITY, trunk=asked)
+        assert lowered.trunk == "float16"
+        assert lowered.decomposable == ()
 
 
 def test_another_graph_than_float32_is_refused(tiny: Any) -> None:
