@@ -5,6 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from guardbake.passes.functions import DOMAIN as GUARD_DOMAIN
+from guardbake.passes.probe import is_edit
+
+_OPEN = 1  # of an edit's inputs, where it has a gate
 
 
 def size_gates(graph: ir.Graph) -> None:
@@ -13,29 +16,26 @@ def size_gates(graph: ir.Graph) -> None:
         _size_gate(graph, value, edits)
 
 
-def _gates(graph: ir.Graph) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
-    """Each gate's answer, [B, S] bool, with the guard functions that gate a [B, S, d] by it."""
-    found: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+def _gates(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """Each gate's answer, [B, S] bool, with the edits of a [B, S, d] that it gates."""
+    found: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
-        hidden = node.inputs[0] if node.inputs else None
-        if node.domain != GUARD_DOMAIN or hidden is None or len(hidden.shape or ()) != 3:
+        open_ = node.inputs[_OPEN] if len(node.inputs) > _OPEN else None
+        if node.domain != GUARD_DOMAIN or not is_edit(node) or open_ is None:
             continue
-        for index, value in enumerate(node.inputs):
-            if not index or value is None:
-                continue
-            if value.dtype == ir.DataType.BOOL:
-                found.setdefault(value, []).append((node, index))
+        if open_.dtype == ir.DataType.BOOL:  # the profile always has no gate
+            found.setdefault(open_, []).append(node)
     return found
 
 
-def _size_gate(graph: ir.Graph, value: ir.Value, edits: list[tuple[ir.Node, int]]) -> None:
+def _size_gate(graph: ir.Graph, value: ir.Value, edits: list[ir.Node]) -> None:
     """Reshape the gate's answer to the first two sizes of the tensor that it gates.
 
     They are the same sizes, but the gate has them from the attention mask, and TensorRT, which
     cannot prove that, would lose the sizes of every later hidden state: the next `Reshape` with a
     -1 then has an unknown number of heads and is refused.
     """
-    first = edits[0][0]
+    first = edits[0]
     sizes = ir.node("Shape", [first.inputs[0]], attributes={"start": 0, "end": 2})
     shaped = ir.node("Reshape", [value, sizes.outputs[0]])
     for node, role in ((sizes, "sizes"), (shaped, "sized")):
@@ -43,5 +43,5 @@ def _size_gate(graph: ir.Graph, value: ir.Value, edits: list[tuple[ir.Node, int]
         node.outputs[0].name = f"{node.name}/output_0"
     shaped.outputs[0].dtype = ir.DataType.BOOL
     graph.insert_before(first, [sizes, shaped])
-    for node, index in edits:
-        node.replace_input_with(index, shaped.outputs[0])
+    for edit in edits:
+        edit.replace_input_with(_OPEN, shaped.outputs[0])

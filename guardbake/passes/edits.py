@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from guardbake.passes.functions import INT64_MAX, Body
+from guardbake.passes.functions import Body
 from guardbake.semantics import EPS
 from guardbake.spec import Edit
 
@@ -76,10 +76,10 @@ def edit_function(
 ) -> ir.Function:
     """(y [B,S,d], [open [B,S]], arrays of `edit_inputs`) -> edited [B,S,d] in y's dtype.
 
-    For replace: (y, open, text [B,k], attention_mask [B,P+S], arrays) -> edited, and heard [B,k],
-    which is what a text-only call is asked for and the other calls are told as text.
+    For replace: (y, open, text [B,k], last [B,S] bool, arrays) -> edited, and heard [B,k], z of
+    each row's last token: what a text-only call is asked for and the other calls are told as text.
     """
-    told = ["text", "attention_mask"] if edit.kind == "replace" else []
+    told = ["text", "last"] if edit.kind == "replace" else []
     op = Body(["y", *(["open"] if gated else []), *told, *edit_inputs(edit)])
     outputs: dict[str, ir.Value] = {}
     y = op("Cast", [op.inputs["y"]], {"to": ir.DataType.FLOAT})
@@ -108,13 +108,8 @@ def edit_function(
 
 def _at_last_token(op: Body, z: ir.Value) -> ir.Value:
     """z [B,S,k] at each row's last real token of this call, [B,k]; zeros where there is none."""
-    mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
-    start = op("Neg", [op("Shape", [z], {"start": 1, "end": 2})])
-    here = op("Slice", [mask, start, op.ints(INT64_MAX), op.ints(1)])
-    rank = op("CumSum", [here, op.constant(1, np.int64)])
-    count = op("ReduceSum", [here, op.ints(1)], {"keepdims": 1})
-    last = op("And", [op("Equal", [rank, count]), op("Equal", [here, op.ints(1)])])
-    chosen = op("Where", [op("Unsqueeze", [last, op.ints(-1)]), z, op.constant(0.0, np.float32)])
+    last = op("Unsqueeze", [op.inputs["last"], op.ints(-1)])
+    chosen = op("Where", [last, z, op.constant(0.0, np.float32)])
     return op("ReduceSum", [chosen, op.ints(1)], {"keepdims": 0})
 
 
@@ -127,29 +122,37 @@ def _away_from_push(op: Body, y: ir.Value) -> ir.Value:
     cosine = op("Div", [toward, op("Add", [length, op.constant(EPS, np.float32)])])
     bounds = [op.constant(bound, np.float32) for bound in (0.0, 1.0)]
     size = op("Mul", [op("Clip", [cosine, *bounds]), op("ReduceL2", [y, last], {"keepdims": 1})])
-    return op("Mul", [op("Neg", [op("Mul", [size, op.inputs["strength"]])]), push])
+    # of the arrays alone, and so computed when the graph is loaded
+    pull = op("Neg", [op("Mul", [push, op.inputs["strength"]])])
+    return op("Mul", [size, pull])
 
 
 def _subspace_change(op: Body, edit: Edit, y: ir.Value) -> ir.Value:
     """What is added to y: (weighted coordinates) Q^T."""
     basis = op.inputs["basis"]
     z = op("Sub", [op("MatMul", [y, basis]), op.inputs["offset"]])
+    back = op("Transpose", [basis], {"perm": [1, 0]})
     if edit.fusion == "sequential":
-        scaled = op("MatMul", [z, op.inputs["mix"]])
-    else:
-        scaled = op("Mul", [z, op.inputs["scale"]])
-        if edit.kind == "care" and edit.fusion == "adaptive":
-            scaled = _weighted_by_size(op, edit, scaled)
-    return op("MatMul", [scaled, op("Transpose", [basis], {"perm": [1, 0]})])
+        back = op("MatMul", [op.inputs["mix"], back])
+    elif edit.kind == "care" and edit.fusion == "adaptive":
+        z = _weighted_by_size(op, edit, op("Mul", [z, op.inputs["scale"]]))
+    else:  # Q times a row is done when the graph is loaded
+        back = op("Transpose", [op("Mul", [basis, op.inputs["scale"]])], {"perm": [1, 0]})
+    return op("MatMul", [z, back])
 
 
 def _weighted_by_size(op: Body, edit: Edit, scaled: ir.Value) -> ir.Value:
-    """Each branch's scaled coordinates times its share of their sizes, side by side again."""
-    parts, sizes, stop = [], [], 0
-    for branch in edit.branches:
-        start, stop = stop, stop + branch.basis.shape[1]
-        parts.append(op("Slice", [scaled, op.ints(start), op.ints(stop), op.ints(-1)]))
-        sizes.append(op("ReduceL2", [parts[-1], op.ints(-1)], {"keepdims": 1}))
-    total = op("Add", [op("Add", sizes), op.constant(EPS, np.float32)])
-    weighted = [op("Mul", [op("Div", [n, total]), p]) for n, p in zip(sizes, parts, strict=True)]
-    return op("Concat", weighted, {"axis": -1})
+    """Each branch's scaled coordinates times its share of their sizes, side by side as they are.
+
+    Sums over a branch are products with ones and zeros: to slice the branches out and put them
+    together again takes twice as many kernels, and TensorRT 26 layers for the sizes of each slice.
+    """
+    number = np.repeat(np.arange(len(edit.branches)), [b.basis.shape[1] for b in edit.branches])
+    member = number[:, None] == number  # [K,K]
+    first = np.diff(number, prepend=-1)[:, None] != 0  # [K,1]: one coordinate of each branch
+    together, once, eps = (
+        op.constant(np.asarray(array)[None], np.float32) for array in (member, first, [[EPS]])
+    )
+    sizes = op("Sqrt", [op("MatMul", [op("Mul", [scaled, scaled]), together])])
+    total = op("Add", [op("MatMul", [sizes, once]), eps])
+    return op("Mul", [scaled, op("Div", [sizes, total])])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake.semantics import (
@@ -19,7 +20,6 @@ from guardbake.semantics import (
     OPEN,
     POOLED,
     SUM,
-    TOKENS,
     UNDECIDED,
 )
 from guardbake.spec import GuardSpec, Reading, Sensor
@@ -46,12 +46,20 @@ class Body:
         node = ir.node(op_type, inputs, attributes=attributes or {}, num_outputs=outputs)
         return self._append(node)
 
-    def constant(self, value: float | int | Sequence[int], dtype: type[np.generic]) -> ir.Value:
+    def constant(self, value: npt.ArrayLike, dtype: type[np.generic]) -> ir.Value:
         tensor = ir.tensor(np.array(value, dtype=dtype))
         return self._append(ir.node("Constant", [], attributes={"value": tensor}))
 
+    def index(self, place: int) -> ir.Value:
+        """[]: what `Gather` takes one column out by."""
+        return self.constant(place, np.int64)
+
     def ints(self, *values: int) -> ir.Value:
         return self.constant(list(values), np.int64)
+
+    def number(self, value: float, dtype: type[np.generic] = np.int64) -> ir.Value:
+        """[1,1], the rank of what it meets: TensorRT would add a layer to broadcast a scalar."""
+        return self.constant([[value]], dtype)
 
     def _append(self, node: ir.Node) -> ir.Value:
         node.name = f"{node.op_type}_{len(self.nodes)}"
@@ -99,40 +107,33 @@ def sensor_function(name: str, readings: int, opset: int) -> ir.Function:
 
 
 def pooling_sensor_function(name: str, readings: int, opset: int) -> ir.Function:
-    """(features [B,S,2] of each reading, thresholds [3], attention_mask [B,P+S], image_mask [B,S]
-    bool, memory [B,3]) -> score [B,S], memory_out [B,3], forgotten [B,1] bool."""
-    op, f = _summed(readings, ["attention_mask", "image_mask", "memory"])
+    """(features [B,S,2] of each reading, thresholds [3], real [B,S] bool, tokens [B,1], image_mask
+    [B,S] bool, memory [B,3]) -> score [B,S], memory_out [B,3].
 
-    def column(source: ir.Value, index: int) -> ir.Value:
-        """[B,S] or [B,1] of a value whose last axis has the columns."""
-        return op("Gather", [source, op.constant(index, np.int64)], {"axis": -1})
+    real, tokens: from `tokens_function`, of the same call.
+    """
+    op, f = _summed(readings, ["real", "tokens", "image_mask", "memory"])
+    image = op("And", [op.inputs["image_mask"], op.inputs["real"]])
+    zero = op.number(0.0, np.float32)
+    last, pooled = (op("Gather", [f, op.index(each)], {"axis": -1}) for each in (LAST, POOLED))
+    total = _running(op, SUM, op("Where", [image, pooled, zero]))
+    images = _running(op, IMAGES, op("Cast", [image], {"to": ir.DataType.FLOAT}))
+    mean = op("Div", [total, images])  # of no images no number, and not asked for
+    text, visual, seen = (
+        op("Gather", [op.inputs["thresholds"], op.index(each)], {"axis": 0}) for each in range(3)
+    )
+    visual = op("Min", [visual, op("Sub", [seen, mean])])
+    threshold = op("Where", [op("Greater", [images, zero]), visual, text])
+    ends = [op("Gather", [each, op.ints(-1)], {"axis": 1}) for each in (total, images)]
+    after = op("Concat", [*ends, op.inputs["tokens"]], {"axis": 1})
+    score = op("Sub", [last, threshold])
+    return op.function(name, {"score": score, "memory_out": after}, opset)
 
-    def carried(index: int) -> ir.Value:
-        return op("Unsqueeze", [column(op.inputs["memory"], index), op.ints(1)])
 
-    last = column(f, LAST)
-    _, real, fed = _real_tokens(op, last)
-    zero = op.constant(0.0, np.float32)
-    image = op("And", [op.inputs["image_mask"], real])
-    axis = op.constant(1, np.int64)
-    amounts = op("Where", [image, column(f, POOLED), zero])
-    total = op("Add", [carried(SUM), op("CumSum", [amounts, axis])])
-    ones = op("Cast", [image], {"to": ir.DataType.FLOAT})
-    images = op("Add", [carried(IMAGES), op("CumSum", [ones, axis])])
-    mean = op("Div", [total, op("Max", [images, op.constant(1.0, np.float32)])])
-    text, visual, pooled = (column(op.inputs["thresholds"], index) for index in range(3))
-    seen = op("Sub", [op("Add", [last, mean]), pooled])
-    seen = op("Max", [op("Sub", [last, visual]), seen])
-    plain = op("Sub", [last, text])
-    score = op("Where", [op("Greater", [images, zero]), seen, plain])
-    here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.FLOAT}), op.ints(1)])
-    before = op("Sub", [op("Cast", [fed], {"to": ir.DataType.FLOAT}), here])
-    forgotten = op("Not", [op("Equal", [before, carried(TOKENS)])])
-    ends = [op.ints(-1), op.ints(INT64_MAX), op.ints(1)]
-    parts = [op("Slice", [total, *ends]), op("Slice", [images, *ends])]
-    after = op("Concat", [*parts, op("Add", [carried(TOKENS), here])], {"axis": 1})
-    outputs = {"score": score, "memory_out": after, "forgotten": forgotten}
-    return op.function(name, outputs, opset)
+def _running(op: Body, column: int, amounts: ir.Value) -> ir.Value:
+    """[B,S]: what the memory's column holds, and the sum of the amounts [B,S] up to each token."""
+    carried = op("Gather", [op.inputs["memory"], op.ints(column)], {"axis": 1})
+    return op("Add", [carried, op("CumSum", [amounts, op.constant(1, np.int64)])])
 
 
 def _summed(readings: int, more: Sequence[str]) -> tuple[Body, ir.Value]:
@@ -145,37 +146,15 @@ def _summed(readings: int, more: Sequence[str]) -> tuple[Body, ir.Value]:
     return op, total
 
 
-def _real_tokens(op: Body, like: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """(rank [B,S] of each token of this call, real [B,S], total [B,1]) from the attention mask.
-
-    like [B,S]: any value of the call's tokens.
-    """
-    mask = op("Cast", [op.inputs["attention_mask"]], {"to": ir.DataType.INT64})
-    tokens = op("Shape", [like], {"start": 1, "end": 2})
-    start = op("Neg", [tokens])
-    rank = op("CumSum", [mask, op.constant(1, np.int64)])
-    window = [start, op.ints(INT64_MAX), op.ints(1)]
-    ones = op("Slice", [mask, *window])
-    total = op("ReduceSum", [mask, op.ints(1)], {"keepdims": 1})
-    return op("Slice", [rank, *window]), op("Equal", [ones, op.ints(1)]), total
-
-
-def _score_opens(op: Body) -> ir.Value:
-    """[B,S] bool; a score that is not a number opens, as in the law."""
-    zero = op.constant(0.0, np.float32)
-    return op("Not", [op("LessOrEqual", [op.inputs["score"], zero])])
-
-
 def token_gate_function(name: str, packed: bool, opset: int) -> ir.Function:
-    """(score [B,S], attention_mask [B,P+S]) -> open [B,S] bool.
+    """(score [B,S], real [B,S] bool) -> open [B,S] bool.
 
     packed: there is no padding, and so no mask: (score) -> open, of whatever shape.
     """
-    op = Body(["score"] if packed else ["score", "attention_mask"])
-    opens = _score_opens(op)
+    op = Body(["score"] if packed else ["score", "real"])
+    opens = op("Not", [_score_closes(op)])
     if not packed:
-        _, real, _ = _real_tokens(op, op.inputs["score"])
-        opens = op("And", [opens, real])
+        opens = op("And", [opens, op.inputs["real"]])
     return op.function(name, {"open": opens}, opset)
 
 
@@ -187,55 +166,43 @@ def gate_function(spec: GuardSpec, gate: int, packed: bool, opset: int) -> ir.Fu
     tag = f"{gate}_{spec.digest[:12]}"
     if spec.profile == "token":
         return token_gate_function(f"GuardbakeTokenGate_{tag}", packed, opset)
-    name, gates = f"GuardbakeSequenceGate_{tag}", len(spec.sensors)
-    return sequence_gate_function(name, gate, gates, spec.pools, opset)
+    return sequence_gate_function(f"GuardbakeSequenceGate_{tag}", gate, len(spec.sensors), opset)
 
 
-def sequence_gate_function(
-    name: str, gate: int, gates: int, remembers: bool, opset: int
-) -> ir.Function:
-    """(score [B,S], attention_mask [B,P+S], state [B]) -> open [B,S] bool, state_out [B] int64.
+def sequence_gate_function(name: str, gate: int, gates: int, opset: int) -> ir.Function:
+    """(score [B,S], asked [B,S] bool, from_end [B,S] bool, known [B,1]) -> open [B,S] bool,
+    state_out [B] int64.
 
-    gate: which one of how many gates. state is the call's; state_out holds the verdicts of gates 0
-    to `gate`, for which all but the first take one more input, before [B], the state_out of the
-    gate before. remembers: one more input, forgotten [B,1] bool, where the first sensor's memory
-    is not of this call.
+    gate: which one of how many gates. asked, from_end, known: from `tokens_function`, for all
+    gates. state_out holds the verdicts of gates 0 to `gate`, for which all but the first take one
+    more input, before [B], the state_out of the gate before.
     """
-    more = [*(["before"] if gate else []), *(["forgotten"] if remembers else [])]
-    op = Body(["score", "attention_mask", "state", *more])
-    rank, real, total = _real_tokens(op, op.inputs["score"])
-    given = op("Unsqueeze", [op.inputs["state"], op.ints(1)])
-    if gates > 1:
-        given = _own_state(op, given, gate)
-    here = op("ReduceSum", [op("Cast", [real], {"to": ir.DataType.INT64}), op.ints(1)])
-    past_end = op("GreaterOrEqual", [op("Sub", [total, here]), op("Neg", [given])])
-    missed = op("And", [op("Less", [given, op.ints(UNDECIDED)]), past_end])
-    if remembers:
-        pending = op("LessOrEqual", [given, op.ints(UNDECIDED)])
-        missed = op("Or", [missed, op("And", [pending, op.inputs["forgotten"]])])
-    state = op("Where", [missed, op.ints(OPEN), given])
-    ends_here = op("Equal", [state, op.ints(UNDECIDED)])
-    # of a decided state the end is -CLOSED or -OPEN: behind no token and before all of them
-    end = op("Where", [ends_here, total, op("Neg", [state])])
-    asked = op("And", [real, op("Equal", [rank, end])])
-    verdict = op("Where", [_score_opens(op), op.ints(OPEN), op.ints(CLOSED)])
+    op = Body(["score", "asked", "from_end", "known", *(["before"] if gate else [])])
+    known = op.inputs["known"] if gates == 1 else _own_state(op, gate)
+    verdict = op("Where", [_score_closes(op), op.number(CLOSED), op.number(OPEN)])
     # a verdict is larger than the undecided state it stands for, so the maximum latches it
-    news = op("Where", [asked, verdict, state])
+    news = op("Where", [op.inputs["asked"], verdict, known])
     state_out = op("ReduceMax", [news, op.ints(1)], {"keepdims": 1})
-    opened = op("Equal", [state_out, op.ints(OPEN)])
-    open_ = op("And", [op("And", [real, op("GreaterOrEqual", [rank, end])]), opened])
-    flat = op("Squeeze", [state_out, op.ints(1)])
-    if gate:
-        opens = op("Mul", [op("Sub", [flat, op.ints(CLOSED)]), op.ints(2**gate)])
-        joined = op("Add", [op.inputs["before"], opens])
-        flat = op("Where", [op("LessOrEqual", [flat, op.ints(UNDECIDED)]), flat, joined])
-    return op.function(name, {"open": open_, "state_out": flat}, opset)
+    opened = op("Equal", [state_out, op.number(OPEN)])
+    open_ = op("And", [op.inputs["from_end"], opened])
+    if gate:  # undecided and closed the state is as the gates before left it
+        opened = op("Squeeze", [opened, op.ints(1)])
+        before = op.inputs["before"]
+        state_out = op("Where", [opened, op("Add", [before, op.ints(2**gate)]), before])
+    else:
+        state_out = op("Squeeze", [state_out, op.ints(1)])
+    return op.function(name, {"open": open_, "state_out": state_out}, opset)
 
 
-def _own_state(op: Body, state: ir.Value, gate: int) -> ir.Value:
-    """[B,1]: one gate's bit of a decided state. Div of int64 truncates; undecided is left alone."""
-    two = op.ints(2)
-    upper = op("Div", [op("Sub", [state, op.ints(CLOSED)]), op.ints(2**gate)])
-    bit = op("Sub", [upper, op("Mul", [op("Div", [upper, two]), two])])
-    undecided = op("LessOrEqual", [state, op.ints(UNDECIDED)])
-    return op("Where", [undecided, state, op("Add", [bit, op.ints(CLOSED)])])
+def _score_closes(op: Body) -> ir.Value:
+    """[B,S] bool; a score that is not a number does not, as in the law."""
+    return op("LessOrEqual", [op.inputs["score"], op.number(0.0, np.float32)])
+
+
+def _own_state(op: Body, gate: int) -> ir.Value:
+    """[B,1]: one gate's bit of a decided state; an undecided one is left alone."""
+    known = op.inputs["known"]
+    upper = op("Div", [op("Sub", [known, op.number(CLOSED)]), op.number(2**gate)])
+    own = op("Add", [op("Mod", [upper, op.number(2)]), op.number(CLOSED)])
+    undecided = op("LessOrEqual", [known, op.number(UNDECIDED)])
+    return op("Where", [undecided, known, own])

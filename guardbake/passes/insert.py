@@ -16,7 +16,7 @@ there: it would need to know which token ends which prompt, and a state for each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +36,12 @@ from guardbake.passes.functions import (
 )
 from guardbake.passes.locate import Found, locate
 from guardbake.passes.stream import require_only_way
+from guardbake.passes.tokens import tokens_function
 from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Reading, Sensor
+
+Told = Mapping[str, ir.Value]
+"""What the guard knows of the call's tokens, by the names of `tokens_function`'s outputs."""
 
 DIGEST_KEY = "guardbake.guard"
 FOLD_KEY = "guardbake.fold"
@@ -56,6 +60,14 @@ class InsertReport:
 
     nodes: tuple[str, ...]
     found: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """opens: by which each gate opens, [B,S] bool; told: of the tokens of the call."""
+
+    opens: Sequence[ir.Value]
+    told: Told
 
 
 class InsertGuard:
@@ -83,12 +95,11 @@ class InsertGuard:
         # nothing is changed before this line: a refused graph stays as it was
         mask = self._mask(graph) if spec.sensors else None
         nodes: list[ir.Node] = []
-        opens: list[ir.Value] = []
+        gates = _Gates((), {})
         if spec.sensors:
-            nodes, opens = self._gates(model, found, mask, opset)
+            nodes, gates = self._gates(model, found, mask, opset)
         for edit in spec.edits:
-            open_ = opens[edit.gate] if opens else None
-            nodes.append(self._edit(model, found[edit.site].value, edit, open_, mask, opset))
+            nodes.append(self._edit(model, found[edit.site].value, edit, gates, opset))
         model.opset_imports[DOMAIN] = 1
         model.metadata_props[DIGEST_KEY] = spec.digest
         return InsertReport(tuple(str(node.name) for node in nodes), tuple(found.values()))
@@ -139,32 +150,48 @@ class InsertGuard:
 
     def _gates(
         self, model: ir.Model, found: Mapping[Site, Found], mask: ir.Value | None, opset: int
-    ) -> tuple[list[ir.Node], list[ir.Value]]:
-        """Every sensor and its gate, in order: their nodes, and what each gate opens by."""
-        state = None
-        if mask is not None and self.spec.profile == "sequence":
-            state = ir.val(STATE_IN, ir.DataType.INT64, _sizes(mask)[:1])
-            model.graph.inputs.append(state)
+    ) -> tuple[list[ir.Node], _Gates]:
+        """Every sensor and its gate, in order, and before them what is known of the tokens."""
         nodes: list[ir.Node] = []
         opens: list[ir.Value] = []
         before: list[ir.Value] = []  # the verdicts of the gates so far
-        forgotten: list[ir.Value] = []
+        told: Told = {}
         for gate, sensor in enumerate(self.spec.sensors):
             readings = [
                 self._reading(model, found[reading.site].value, gate, reading, opset)
                 for reading in sensor.readings
             ]
-            score_node = self._sensor(model, readings, gate, sensor, mask, opset)
-            forgotten += score_node.outputs[2:]
-            told = [value for value in (mask, state) if value is not None]
-            told += [*before, *forgotten]
-            gate_node = self._gate(model, score_node, gate, told, opset)
-            nodes += [*readings, score_node, gate_node]
+            nodes += readings
+            if mask is not None and not told:
+                nodes.append(self._tokens(model, readings[0], mask, opset))
+                told = outputs_of(model, nodes[-1])
+            score_node = self._sensor(model, readings, gate, sensor, told, opset)
+            gate_node = self._gate(model, score_node, gate, told, before, opset)
+            nodes += [score_node, gate_node]
             opens.append(gate_node.outputs[0])
             before = list(gate_node.outputs[1:])
         for value in before:
             _expose(model, value, STATE_OUT)
-        return nodes, opens
+        return nodes, _Gates(opens, told)
+
+    def _tokens(self, model: ir.Model, reading: ir.Node, mask: ir.Value, opset: int) -> ir.Node:
+        """After the first reading, whose features have the call's tokens, for all that follow."""
+        batch, sizes = _sizes(mask)[:1], _sizes(reading.outputs[0])
+        fed = []
+        if self.spec.profile == "sequence":
+            fed.append(ir.val(STATE_IN, ir.DataType.INT64, batch))
+        if self.spec.pools:
+            fed.append(ir.val(MEMORY_IN, ir.DataType.FLOAT, [*batch, 3]))
+        model.graph.inputs.extend(fed)
+        function = tokens_function(f"GuardbakeTokens_{self.tag}", self.spec, opset)
+        inputs = [reading.outputs[0], mask, *fed]
+        node = self._call(model, function, inputs, f"guardbake/tokens/{self.tag}")
+        kinds = {"known": ir.DataType.INT64, "tokens": ir.DataType.FLOAT}
+        for name, value in outputs_of(model, node).items():
+            shape = [*batch, 1] if name in kinds else sizes
+            _describe(value, kinds.get(name, ir.DataType.BOOL), shape)
+        model.graph.insert_after(reading, node)
+        return node
 
     def _reading(
         self, model: ir.Model, x: ir.Value, gate: int, reading: Reading, opset: int
@@ -185,7 +212,7 @@ class InsertGuard:
         readings: Sequence[ir.Node],
         gate: int,
         sensor: Sensor,
-        mask: ir.Value | None,
+        told: Told,
         opset: int,
     ) -> ir.Node:
         """After the last reading: the score and, of a pooling sensor, its memory."""
@@ -193,20 +220,20 @@ class InsertGuard:
         features = [node.outputs[0] for node in readings]
         inputs = [*features, *self._register(model, base, sensor_inputs(sensor))]
         count = len(readings)
-        if mask is not None and sensor.pools:
-            batch = _sizes(mask)[0]
+        if sensor.pools:
+            memory = next(v for v in model.graph.inputs if v.name == MEMORY_IN)
             images = ir.val(IMAGES_IN, ir.DataType.BOOL, _sizes(features[0]))
-            memory = ir.val(MEMORY_IN, ir.DataType.FLOAT, [batch, 3])
-            model.graph.inputs.extend([images, memory])
+            model.graph.inputs.append(images)
             function = pooling_sensor_function(name, count, opset)
-            node = self._call(model, function, [*inputs, mask, images, memory], base)
-            _describe(node.outputs[1], ir.DataType.FLOAT, [batch, 3])
-            _describe(node.outputs[2], ir.DataType.BOOL, [batch, 1])
+            inputs += [told["real"], told["tokens"], images, memory]
+            node = self._call(model, function, inputs, base)
+            _describe(node.outputs[1], ir.DataType.FLOAT, [*_sizes(memory)[:1], 3])
             _expose(model, node.outputs[1], MEMORY_OUT)
         else:
             node = self._call(model, sensor_function(name, count, opset), inputs, base)
         _describe(node.outputs[0], ir.DataType.FLOAT, _sizes(features[0]))
-        model.graph.insert_after(readings[-1], node)
+        last = _latest(model.graph, [*readings, *(_producer(each) for each in told.values())])
+        model.graph.insert_after(last, node)
         _expose(model, node.outputs[0], gate_output(SCORE_OUT, gate, self.spec))
         return node
 
@@ -215,15 +242,18 @@ class InsertGuard:
         model: ir.Model,
         score_node: ir.Node,
         gate: int,
-        told: Sequence[ir.Value],
+        told: Told,
+        before: Sequence[ir.Value],
         opset: int,
     ) -> ir.Node:
-        """told: what the gate's function takes besides the score; nothing if tokens are packed."""
+        """told: nothing if tokens are packed. before: the verdicts of the gates before it."""
         score = score_node.outputs[0]
         function = gate_function(self.spec, gate, not told, opset)
-        node = self._call(model, function, [score, *told], f"guardbake/gate.{gate}/{self.tag}")
+        known = [told[str(each.name)] for each in function.inputs if each.name in told]
+        inputs = [score, *known, *before]
+        node = self._call(model, function, inputs, f"guardbake/gate.{gate}/{self.tag}")
         for state_out in node.outputs[1:]:
-            _describe(state_out, ir.DataType.INT64, _sizes(told[0])[:1])
+            _describe(state_out, ir.DataType.INT64, _sizes(known[-1])[:1])
         _describe(node.outputs[0], ir.DataType.BOOL, _sizes(score))
         model.graph.insert_after(score_node, node)
         _expose(model, node.outputs[0], gate_output(OPEN_OUT, gate, self.spec))
@@ -234,16 +264,15 @@ class InsertGuard:
         model: ir.Model,
         y: ir.Value,
         edit: Edit,
-        open_: ir.Value | None,
-        mask: ir.Value | None,
+        gates: _Gates,
         opset: int,
     ) -> ir.Node:
         assert y.dtype is not None
         users = [use for use in y.uses() if use.node.domain != DOMAIN]
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         base = f"guardbake/{edit.site}/{self.tag}"
-        gate = [] if open_ is None else [open_]
-        told = self._told(model.graph, edit, mask)
+        gate = [gates.opens[edit.gate]] if gates.opens else []
+        told = self._text(model.graph, edit, gates.told)
         inputs = [y, *gate, *told, *self._register(model, base, edit_inputs(edit))]
         function = edit_function(name, edit, y.dtype, bool(gate), opset)
         node = self._call(model, function, inputs, f"{base}/edit")
@@ -253,9 +282,8 @@ class InsertGuard:
         if told:
             _describe(node.outputs[1], ir.DataType.FLOAT, _sizes(told[0]))
             _expose(model, node.outputs[1], heard_output(edit.site))
-        after = [_producer(y), *(_producer(value) for value in gate)]
-        anchor = max(after, key=list(model.graph).index)
-        model.graph.insert_after(anchor, node)
+        after = _latest(model.graph, [_producer(y), *(_producer(value) for value in gate)])
+        model.graph.insert_after(after, node)
         for user in users:
             user.node.replace_input_with(user.idx, edited)
         for index, output in enumerate(model.graph.outputs):
@@ -263,14 +291,14 @@ class InsertGuard:
                 model.graph.outputs[index] = edited
         return node
 
-    def _told(self, graph: ir.Graph, edit: Edit, mask: ir.Value | None) -> list[ir.Value]:
-        """What an edit replace is fed besides y: the text-only coordinates, and the mask."""
-        if edit.kind != "replace" or mask is None:
+    def _text(self, graph: ir.Graph, edit: Edit, told: Told) -> list[ir.Value]:
+        """What an edit replace is fed besides y: the text-only coordinates, and the last tokens."""
+        if edit.kind != "replace":
             return []
-        rank = edit.branches[0].basis.shape[1]
-        text = ir.val(text_input(edit.site), ir.DataType.FLOAT, [_sizes(mask)[0], rank])
+        last, rank = told["last"], edit.branches[0].basis.shape[1]
+        text = ir.val(text_input(edit.site), ir.DataType.FLOAT, [_sizes(last)[0], rank])
         graph.inputs.append(text)
-        return [text, mask]
+        return [text, last]
 
     def _register(
         self, model: ir.Model, base: str, arrays: dict[str, np.ndarray]
@@ -308,6 +336,17 @@ def refuse_guarded(model: ir.Model) -> None:
             where="the graph's metadata and model-local functions",
             remedy="start from the unguarded export",
         )
+
+
+def outputs_of(model: ir.Model, node: ir.Node) -> dict[str, ir.Value]:
+    """The outputs of a call, by what its function calls them."""
+    declared = model.functions[node.op_identifier()].outputs
+    return {str(d.name): value for d, value in zip(declared, node.outputs, strict=True)}
+
+
+def _latest(graph: ir.Graph, nodes: Iterable[ir.Node]) -> ir.Node:
+    """The one that comes last in the graph."""
+    return max(nodes, key=list(graph).index)
 
 
 def _producer(value: ir.Value) -> ir.Node:

@@ -33,13 +33,16 @@ from guardbake.passes.insert import (
     SCORE_OUT,
     STATE_IN,
     STATE_OUT,
+    Told,
     gate_output,
     heard_output,
     is_packed,
+    outputs_of,
     text_input,
 )
 from guardbake.passes.locate import locate
 from guardbake.passes.stream import require_only_way
+from guardbake.passes.tokens import tokens_function
 from guardbake.site import Site
 from guardbake.spec import Edit, GuardSpec, Sensor
 
@@ -71,13 +74,17 @@ class VerifyGuard:
                 f"guard {model.metadata_props.get(DIGEST_KEY, 'none')[:12]}", f"guard {self.tag}"
             )
         nodes = [node for node in model.graph if node.domain == DOMAIN]
-        names, expected = [str(node.name) for node in nodes], list(self._expected_nodes())
+        told_of_tokens = bool(spec.sensors) and not is_packed(model.graph)
+        names = [str(node.name) for node in nodes]
+        expected = list(self._expected_nodes(told_of_tokens))
         if sorted(names) != sorted(expected):
             self._refuse(f"guard nodes {sorted(names)}", f"guard nodes {sorted(expected)}")
         calls = dict(zip(names, nodes, strict=True))
-        opens = self._check_gates(model, calls, opset)
+        told = self._check_tokens(model, calls, opset) if told_of_tokens else {}
+        opens = self._check_gates(model, calls, told, opset)
         for edit in spec.edits:
-            self._check_edit(model, calls, edit, opens[edit.gate] if opens else None, opset)
+            open_ = opens[edit.gate] if opens else None
+            self._check_edit(model, calls, edit, open_, told, opset)
         self._check_stream(model, calls)
         return PresenceReport(tuple(expected))
 
@@ -96,35 +103,45 @@ class VerifyGuard:
         except SiteError as error:
             self._refuse(error.found, error.expected, cause=error)
 
-    def _expected_nodes(self) -> Iterator[str]:
+    def _expected_nodes(self, told_of_tokens: bool) -> Iterator[str]:
         for gate, sensor in enumerate(self.spec.sensors):
             for site in sensor.sites:
                 yield f"guardbake/{site}/{self.tag}/reading.{gate}"
             yield f"guardbake/sensor.{gate}/{self.tag}"
             yield f"guardbake/gate.{gate}/{self.tag}"
+        if told_of_tokens:
+            yield f"guardbake/tokens/{self.tag}"
         for edit in self.spec.edits:
             yield f"guardbake/{edit.site}/{self.tag}/edit"
 
+    def _check_tokens(self, model: ir.Model, calls: dict[str, ir.Node], opset: int) -> Told:
+        """What the guard knows of the tokens is as the law says, and told by the caller alone."""
+        node = calls[f"guardbake/tokens/{self.tag}"]
+        site = self.spec.sensors[0].sites[0]
+        reading = calls[f"guardbake/{site}/{self.tag}/reading.0"]
+        function = tokens_function(f"GuardbakeTokens_{self.tag}", self.spec, opset)
+        self._check_body(model, node, function)
+        fed = ["attention_mask", STATE_IN, MEMORY_IN][: len(function.inputs) - 1]
+        self._check_inputs(node, [reading.outputs[0]], fed)
+        return outputs_of(model, node)
+
     def _check_gates(
-        self, model: ir.Model, calls: dict[str, ir.Node], opset: int
+        self, model: ir.Model, calls: dict[str, ir.Node], told: Told, opset: int
     ) -> list[ir.Value]:
         """Sensors and gates are as the law says; returns the gates' open values."""
         opens: list[ir.Value] = []
         before: list[ir.Value] = []
-        forgotten: list[ir.Value] = []
-        packed = is_packed(model.graph)
-        fed = [] if packed else ["attention_mask"]
-        fed += [STATE_IN] if self.spec.profile == "sequence" else []
         for gate, sensor in enumerate(self.spec.sensors):
             features = self._check_readings(model, calls, gate, sensor, opset)
-            score, *memory = self._check_sensor(model, calls, gate, sensor, features)
-            forgotten += memory[1:]
+            score, *memory = self._check_sensor(model, calls, gate, sensor, features, told)
             node = calls[f"guardbake/gate.{gate}/{self.tag}"]
-            self._check_body(model, node, gate_function(self.spec, gate, packed, opset))
-            self._check_inputs(node, [score], fed, [*before, *forgotten])
+            function = gate_function(self.spec, gate, not told, opset)
+            self._check_body(model, node, function)
+            known = [told[str(each.name)] for each in function.inputs if each.name in told]
+            self._check_inputs(node, [score, *known, *before], [])
             self._check_output(model, score, gate_output(SCORE_OUT, gate, self.spec))
             self._check_output(model, node.outputs[0], gate_output(OPEN_OUT, gate, self.spec))
-            for value in memory[:1]:
+            for value in memory:
                 self._check_output(model, value, MEMORY_OUT)
             opens.append(node.outputs[0])
             before = list(node.outputs[1:])
@@ -154,6 +171,7 @@ class VerifyGuard:
         gate: int,
         sensor: Sensor,
         features: Sequence[ir.Value],
+        told: Told,
     ) -> Sequence[ir.Value]:
         """The sensor is as the law says; returns its outputs."""
         base = f"guardbake/sensor.{gate}/{self.tag}"
@@ -161,27 +179,23 @@ class VerifyGuard:
         opset, count = model.opset_imports.get("", 0), len(features)
         make = pooling_sensor_function if sensor.pools else sensor_function
         self._check_body(model, node, make(f"GuardbakeSensor_{gate}_{self.tag}", count, opset))
-        fed = ["attention_mask", IMAGES_IN, MEMORY_IN] if sensor.pools else []
+        known = [told["real"], told["tokens"]] if sensor.pools else []
+        fed = [IMAGES_IN, MEMORY_IN] if sensor.pools else []
         arrays = sensor_inputs(sensor)
-        self._check_arrays(node, base, arrays, skip=count, after=len(fed))
-        own = list(node.inputs[count : count + len(arrays)])
-        self._check_inputs(node, [*features, *[v for v in own if v is not None]], fed, [])
+        self._check_arrays(node, base, arrays, skip=count, after=len(known) + len(fed))
+        own = [v for v in node.inputs[count : count + len(arrays)] if v is not None]
+        self._check_inputs(node, [*features, *own, *known], fed)
         return node.outputs
 
-    def _check_inputs(
-        self,
-        node: ir.Node,
-        values: Sequence[ir.Value],
-        fed: Sequence[str],
-        more: Sequence[ir.Value],
-    ) -> None:
-        """The node reads `values`, then graph inputs called `fed`, then the values `more`."""
-        stop = len(values) + len(fed)
-        if len(node.inputs) != stop + len(more):
-            self._refuse(f"{node.name} of {len(node.inputs)} inputs", f"{stop + len(more)} inputs")
-        for index, value in [*enumerate(values), *enumerate(more, start=stop)]:
+    def _check_inputs(self, node: ir.Node, values: Sequence[ir.Value], fed: Sequence[str]) -> None:
+        """The node reads `values`, then graph inputs called `fed`."""
+        if len(node.inputs) != len(values) + len(fed):
+            self._refuse(
+                f"{node.name} of {len(node.inputs)} inputs", f"{len(values) + len(fed)} inputs"
+            )
+        for index, value in enumerate(values):
             self._check_reads(node, index, value)
-        self._check_fed(node.inputs[len(values) : stop], fed)
+        self._check_fed(node.inputs[len(values) :], fed)
 
     def _check_fed(self, values: Sequence[ir.Value | None], names: Sequence[str]) -> None:
         """What the guard knows of the call comes from the caller, and from the caller alone."""
@@ -205,6 +219,7 @@ class VerifyGuard:
         calls: dict[str, ir.Node],
         edit: Edit,
         open_: ir.Value | None,
+        told: Told,
         opset: int,
     ) -> None:
         base = f"guardbake/{edit.site}/{self.tag}"
@@ -214,13 +229,13 @@ class VerifyGuard:
         name = f"GuardbakeEdit_{edit.kind}_L{edit.site.layer}_{self.tag}"
         dtype = y.dtype or ir.DataType.FLOAT
         self._check_body(model, node, edit_function(name, edit, dtype, open_ is not None, opset))
-        told = [text_input(edit.site), "attention_mask"] if edit.kind == "replace" else []
-        fixed = 1 if open_ is None else 2
-        self._check_arrays(node, base, edit_inputs(edit), skip=fixed + len(told))
+        fixed = 1 + (open_ is not None) + 2 * (edit.kind == "replace")
+        self._check_arrays(node, base, edit_inputs(edit), skip=fixed)
         if open_ is not None:
             self._check_reads(node, 1, open_)
-        if told:
-            self._check_fed(node.inputs[fixed : fixed + 2], told)
+        if edit.kind == "replace":
+            self._check_fed(node.inputs[2:3], [text_input(edit.site)])
+            self._check_reads(node, 3, told["last"])
             self._check_output(model, node.outputs[1], heard_output(edit.site))
         for use in y.uses():
             if use.node not in calls.values():
@@ -236,6 +251,7 @@ class VerifyGuard:
         spec = self.spec
         edits = {edit.site: calls[f"guardbake/{edit.site}/{self.tag}/edit"] for edit in spec.edits}
         told = [(node, 1) for node in edits.values()] if spec.sensors else []
+        told += [(edits[edit.site], 3) for edit in spec.edits if edit.kind == "replace"]
         layers = {site.layer for sensor in spec.sensors for site in sensor.sites}
         for layer in sorted(layers | {site.layer for site in edits}):
             site = Site(layer, "ffn_output")

@@ -224,7 +224,7 @@ def test_every_kind_of_edit_in_both_branches(
     (switch,) = ir.load(out / "onnx" / "decoder_model_merged.onnx").graph
     for branch in ("then_branch", "else_branch"):
         inner = switch.attributes[branch].as_graph()
-        assert sum(node.domain == DOMAIN for node in inner) == 4
+        assert sum(node.domain == DOMAIN for node in inner) == 5
         assert [v.name for v in inner.outputs] == [v.name for v in switch.outputs]
 
 

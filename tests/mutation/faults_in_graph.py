@@ -171,11 +171,10 @@ def profile_of_tokens(model: ir.Model) -> None:
     """The gate looks at each token's own score, and latches nothing."""
     gate = calls(model, "Gate")[0]
     function = token_gate_function(gate.op_type, False, model.opset_imports[""])
-    score, mask, state = gate.inputs[:3]
-    assert score is not None
-    assert mask is not None
+    score, _, from_end = gate.inputs[:3]
+    state = next(v for v in model.graph.inputs if v.name == "guard_state")
     model.functions[function.identifier()] = function
-    fresh = ir.Node(DOMAIN, gate.op_type, [score, mask], num_outputs=1, name=gate.name)
+    fresh = ir.Node(DOMAIN, gate.op_type, [score, from_end], num_outputs=1, name=gate.name)
     kept = ir.node("Identity", [state], name="kept")
     model.graph.insert_before(gate, [fresh, kept])
     for old, new in zip(gate.outputs, (fresh.outputs[0], kept.outputs[0]), strict=True):

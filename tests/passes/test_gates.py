@@ -106,17 +106,17 @@ def test_a_missed_end_opens_every_gate(lab: Any, guard: Any) -> None:
 @pytest.mark.parametrize("gate", [1, MAX_GATES - 1])
 def test_the_last_of_many_gates_has_its_bit(gate: int) -> None:
     """One gate's function alone, its number among the largest that a spec may have."""
-    function = sequence_gate_function("gate", gate, MAX_GATES, False, 23)
+    function = sequence_gate_function("gate", gate, MAX_GATES, 23)
     inputs = {
         "score": np.array([[-1], [1], [1], [-1], [1]], np.float32),
-        "attention_mask": np.ones((5, 1), np.int64),
-        "state": np.array([0, 0, -2, 1 + 2**gate, 2**MAX_GATES - 2**gate], np.int64),
+        "asked": np.array([[True], [True], [False], [False], [False]]),
+        "from_end": np.array([[True], [True], [False], [True], [True]]),
+        "known": np.array([[0], [0], [-2], [1 + 2**gate], [2**MAX_GATES - 2**gate]], np.int64),
         "before": np.array([1, 2, -2, 1, 2], np.int64),
     }
     assert list(inputs) == [value.name for value in function.inputs]
-    kinds = {"score": ir.DataType.FLOAT}
     values = [
-        ir.val(name, kinds.get(name, ir.DataType.INT64), array.shape)
+        ir.val(name, ir.DataType.from_numpy(array.dtype), array.shape)
         for name, array in inputs.items()
     ]
     call = ir.Node("guardbake", "gate", values, num_outputs=2, name="call")
@@ -170,7 +170,7 @@ def give(part: str, index: int, source: str, output: int) -> Callable[[ir.Model]
 
 def state_for_before(model: ir.Model) -> None:
     state = next(v for v in model.graph.inputs if v.name == "guard_state")
-    node(model, "/gate.1/").replace_input_with(3, state)
+    node(model, "/gate.1/").replace_input_with(4, state)
 
 
 def first_verdict_as_state(model: ir.Model) -> None:
@@ -205,7 +205,7 @@ FAULTS: dict[str, Callable[[ir.Model], None]] = {
 def test_a_planted_fault_is_refused(lab: Any, guard: Any, name: str) -> None:
     spec = two_gates(guard)
     model = lab.insert(lab.toy(), spec)
-    assert len(VerifyGuard(spec, "the toy")(model).nodes) == 8
+    assert len(VerifyGuard(spec, "the toy")(model).nodes) == 9
     FAULTS[name](model)
     with pytest.raises(IntegrityError, match="do not ship"):
         VerifyGuard(spec, "the toy")(lab.reloaded(model))
@@ -216,9 +216,9 @@ def test_a_gate_s_function_has_the_gate_s_number(lab: Any, guard: Any) -> None:
     spec = two_gates(guard)
     model = lab.insert(lab.toy(), spec)
     key = next(key for key in model.functions if "SequenceGate_1" in key[1])
-    model.functions[key] = sequence_gate_function(key[1], 1, 2, False, 23)
+    model.functions[key] = sequence_gate_function(key[1], 1, 2, 23)
     VerifyGuard(spec, "the toy")(model)
-    model.functions[key] = sequence_gate_function(key[1], 2, 3, False, 23)
+    model.functions[key] = sequence_gate_function(key[1], 2, 3, 23)
     with pytest.raises(IntegrityError, match="another body"):
         VerifyGuard(spec, "the toy")(model)
 

@@ -108,10 +108,10 @@ def crossed(model: ir.Model) -> None:
     edit.replace_input_with(2, next(v for v in model.graph.inputs if v.name == "guard_text_1"))
 
 
-def other_mask(model: ir.Model) -> None:
-    mask = ir.val("mask", ir.DataType.INT64, ["batch", "total"])
-    model.graph.inputs.append(mask)
-    node(model, "layers.2.ffn_output/" + tag(model) + "/edit").replace_input_with(3, mask)
+def other_token(model: ir.Model) -> None:
+    """What is heard is not the last token's: the gate's answer is as large."""
+    edit = node(model, "layers.2.ffn_output/" + tag(model) + "/edit")
+    edit.replace_input_with(3, edit.inputs[1])
 
 
 def hidden(model: ir.Model) -> None:
@@ -143,7 +143,7 @@ FAULTS: dict[str, Callable[[ir.Model], None]] = {
     "text preset": preset,
     "text computed": computed,
     "text of another site": crossed,
-    "another mask": other_mask,
+    "another token": other_token,
     "what is heard is hidden": hidden,
     "what is heard is feigned": feigned,
     "alpha x 0.9": weaker,

@@ -29,7 +29,7 @@ def test_a_whole_guard_passes(lab: Any, guard: Any) -> None:
         for kind in KINDS:
             spec = guard(profile, kind, edits=(1, 2))
             report = VerifyGuard(spec, "the toy")(lab.insert(lab.toy(), spec))
-            assert len(report.nodes) == (2 if profile == "always" else 5)
+            assert len(report.nodes) == (2 if profile == "always" else 6)
 
 
 @pytest.mark.parametrize("sensor", [Site(0, "ffn_output"), Site(2, "ffn_output")])
@@ -167,9 +167,9 @@ def other_constant(model: ir.Model) -> None:
     twos = [
         n
         for n in body
-        if n.op_type == "Constant" and n.attributes["value"].as_tensor().numpy().tolist() == [2]
+        if n.op_type == "Constant" and n.attributes["value"].as_tensor().numpy().tolist() == [[2]]
     ]
-    twos[0].attributes["value"] = ir.AttrTensor("value", ir.tensor(np.array([1], np.int64)))
+    twos[0].attributes["value"] = ir.AttrTensor("value", ir.tensor(np.array([[1]], np.int64)))
 
 
 def drop(end: str) -> Fault:
@@ -200,10 +200,37 @@ def swap_gate_input(model: ir.Model) -> None:
 
 
 def swap_mask(model: ir.Model) -> None:
-    """The gate reads an input that no runtime knows as the mask."""
+    """The guard reads an input that no runtime knows as the mask."""
     other = ir.val("other_mask", ir.DataType.INT64, ["batch", "total"])
     model.graph.inputs.append(other)
-    node(model, f"gate.0/{tag(model)}").replace_input_with(1, other)
+    node(model, f"tokens/{tag(model)}").replace_input_with(1, other)
+
+
+def swap_known(model: ir.Model) -> None:
+    """The gate reads the state as the caller gave it, whatever the caller let slip."""
+    state = next(v for v in model.graph.inputs if v.name == "guard_state")
+    axis = ir.node("Constant", [], attributes={"value_ints": [1]}, name="axis")
+    raw = ir.node("Unsqueeze", [state, axis.outputs[0]], name="raw")
+    gate = node(model, f"gate.0/{tag(model)}")
+    model.graph.insert_before(gate, [axis, raw])
+    gate.replace_input_with(3, raw.outputs[0])
+
+
+def swap_told(model: ir.Model) -> None:
+    """What the guard knows of the tokens is taken for each other."""
+    gate = node(model, f"gate.0/{tag(model)}")
+    asked, from_end = gate.inputs[1:3]
+    gate.replace_input_with(1, from_end)
+    gate.replace_input_with(2, asked)
+
+
+def shorten(model: ir.Model) -> None:
+    """The tokens are counted on a value that has only one."""
+    tokens = node(model, f"tokens/{tag(model)}")
+    place = ir.node("Constant", [], attributes={"value_ints": [0]}, name="place")
+    first = ir.node("Gather", [tokens.inputs[0], place.outputs[0]], {"axis": 1}, name="first")
+    model.graph.insert_before(tokens, [place, first])
+    tokens.replace_input_with(0, first.outputs[0])
 
 
 def swap_open(model: ir.Model) -> None:
@@ -318,6 +345,10 @@ FAULTS: dict[str, Fault] = {
     "edit input removed": drop_input,
     "gate input swapped": swap_gate_input,
     "mask swapped": swap_mask,
+    "state read past the tokens": swap_known,
+    "what is told of tokens swapped": swap_told,
+    "tokens counted elsewhere": shorten,
+    "tokens function": swap_body("Tokens", "Where", lambda n: n.inputs[2]),
     "open swapped": swap_open,
     "sensor at another site": swap_sensor,
     "digest of another guard": other_digest,

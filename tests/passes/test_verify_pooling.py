@@ -47,8 +47,9 @@ def blank_memory(model: ir.Model) -> ir.Value:
 
 
 def never_forgotten(model: ir.Model) -> ir.Value:
-    forgotten = node(model, "/sensor.0/").outputs[2]
-    return before(model, "/gate.0/", "Xor", forgotten, forgotten)
+    """What the memory would hold, had it seen the tokens before this call."""
+    memory = graph_input(model, "guard_memory")
+    return before(model, "/tokens/", "Add", memory, memory)
 
 
 def hide(name: str) -> Callable[[ir.Model], None]:
@@ -73,16 +74,18 @@ def preset_memory(model: ir.Model) -> None:
 
 
 FAULTS: dict[str, Callable[[ir.Model], None]] = {
-    "another mask for the images": inner(4, lambda m: graph_input(m, "attention_mask")),
-    "pictures blotted out": inner(4, no_pictures),
-    "memory blotted out": inner(5, blank_memory),
+    "another mask for the images": inner(5, lambda m: graph_input(m, "attention_mask")),
+    "pictures blotted out": inner(5, no_pictures),
+    "memory blotted out": inner(6, blank_memory),
     "memory preset": preset_memory,
     "no memory output": hide("guard_memory_out"),
     "one reading twice": inner(1, lambda m: node(m, "layers.0.residual").outputs[0]),
     "a reading of another site": inner(
         0, lambda m: node(m, "residual_0").outputs[0], "layers.1.residual"
     ),
-    "a lost memory is never seen": inner(3, never_forgotten, "/gate.0/"),
+    "padding counts": inner(3, lambda m: node(m, "/tokens/").outputs[0]),
+    "tokens of another call": inner(4, lambda m: node(m, "/tokens/").outputs[2]),
+    "a lost memory is never seen": inner(3, never_forgotten, "/tokens/"),
     "pooled direction flipped": renumber("/directions", lambda a: a * np.float32([1, -1])),
     "threshold for images": renumber("/thresholds", lambda a: a + np.float32([0, 1, 0])),
     "threshold for image tokens": renumber("/thresholds", lambda a: a + np.float32([0, 0, 1])),
@@ -93,7 +96,7 @@ FAULTS: dict[str, Callable[[ir.Model], None]] = {
 def test_a_fault_planted_in_a_pooling_sensor_is_refused(lab: Any, guard: Any, name: str) -> None:
     spec = guard("sequence", "steer", sensor=SITES, pools=True)
     model = lab.insert(lab.toy(), spec)
-    assert len(VerifyGuard(spec, "the toy")(model).nodes) == 5
+    assert len(VerifyGuard(spec, "the toy")(model).nodes) == 6
     FAULTS[name](model)
     with pytest.raises(IntegrityError, match="do not ship"):
         VerifyGuard(spec, "the toy")(lab.reloaded(model))

@@ -251,16 +251,16 @@ def test_an_input_reported_as_unused_is_refused(
 
 def test_a_graph_input_that_leads_nowhere_is_refused(guarded: Any, backend: Backend) -> None:
     model = read_graph(guarded.path)
-    gate = next(n for n in model.graph if n.domain == "guardbake" and "/gate.0/" in str(n.name))
-    state = next(i for i, v in enumerate(gate.inputs) if v is not None and v.name == "guard_state")
-    lost = ir.node("Shape", [gate.inputs[state]], name="lost")
-    zeros = ir.node("ReduceMax", [gate.inputs[1], ir.val("axes1")], name="zeros")
+    told = next(n for n in model.graph if n.domain == "guardbake" and "/tokens/" in str(n.name))
+    state = next(i for i, v in enumerate(told.inputs) if v is not None and v.name == "guard_state")
+    lost = ir.node("Shape", [told.inputs[state]], name="lost")
+    zeros = ir.node("ReduceMax", [told.inputs[1], ir.val("axes1")], name="zeros")
     axes = ir.tensor([1], name="axes1", dtype=ir.DataType.INT64)
     zeros.inputs[1].const_value = axes  # type: ignore[union-attr]
     model.graph.register_initializer(zeros.inputs[1])  # type: ignore[arg-type]
     zeros.attributes["keepdims"] = ir.AttrInt64("keepdims", 0)
-    model.graph.insert_before(gate, [lost, zeros])
-    gate.replace_input_with(state, zeros.outputs[0])
+    model.graph.insert_before(told, [lost, zeros])
+    told.replace_input_with(state, zeros.outputs[0])
     with pytest.raises(UnsupportedError, match="guard_state"):
         parse_network(backend, lower_graph(guarded.path, model))
 
