@@ -135,24 +135,24 @@ def _subspace_change(op: Body, edit: Edit, y: ir.Value) -> ir.Value:
     if edit.fusion == "sequential":
         back = op("MatMul", [op.inputs["mix"], back])
     elif edit.kind == "care" and edit.fusion == "adaptive":
-        z = _weighted_by_size(op, edit, op("Mul", [z, op.inputs["scale"]]))
+        z = _weighted_by_size(op, edit, z)
     else:  # Q times a row is done when the graph is loaded
         back = op("Transpose", [op("Mul", [basis, op.inputs["scale"]])], {"perm": [1, 0]})
     return op("MatMul", [z, back])
 
 
-def _weighted_by_size(op: Body, edit: Edit, scaled: ir.Value) -> ir.Value:
+def _weighted_by_size(op: Body, edit: Edit, z: ir.Value) -> ir.Value:
     """Each branch's scaled coordinates times its share of their sizes, side by side as they are.
 
-    Sums over a branch are products with ones and zeros: to slice the branches out and put them
-    together again takes twice as many kernels, and TensorRT 26 layers for the sizes of each slice.
+    A branch's part [B,S,M,K] is zero in the others' coordinates: no slice of z is taken, for whose
+    sizes TensorRT would add 26 layers to its network.
     """
-    number = np.repeat(np.arange(len(edit.branches)), [b.basis.shape[1] for b in edit.branches])
-    member = number[:, None] == number  # [K,K]
-    first = np.diff(number, prepend=-1)[:, None] != 0  # [K,1]: one coordinate of each branch
-    together, once, eps = (
-        op.constant(np.asarray(array)[None], np.float32) for array in (member, first, [[EPS]])
-    )
-    sizes = op("Sqrt", [op("MatMul", [op("Mul", [scaled, scaled]), together])])
-    total = op("Add", [op("MatMul", [sizes, once]), eps])
-    return op("Mul", [scaled, op("Div", [sizes, total])])
+    ranks = [branch.basis.shape[1] for branch in edit.branches]
+    number = np.repeat(np.arange(len(ranks)), ranks)
+    member = op.constant(np.arange(len(ranks))[:, None] == number, np.float32)
+    scale = op("Mul", [op.inputs["scale"], member])  # [M,K], when the graph is loaded
+    parts = op("Mul", [op("Unsqueeze", [z, op.ints(2)]), scale])
+    sizes = op("ReduceL2", [parts, op.ints(-1)], {"keepdims": 1})
+    total = op("ReduceSum", [sizes, op.ints(2)], {"keepdims": 1})
+    share = op("Div", [sizes, op("Add", [total, op.constant(EPS, np.float32)])])
+    return op("ReduceSum", [op("Mul", [share, parts]), op.ints(2)], {"keepdims": 0})

@@ -295,10 +295,10 @@ class InsertGuard:
         """What an edit replace is fed besides y: the text-only coordinates, and the last tokens."""
         if edit.kind != "replace":
             return []
-        last, rank = told["last"], edit.branches[0].basis.shape[1]
-        text = ir.val(text_input(edit.site), ir.DataType.FLOAT, [_sizes(last)[0], rank])
+        batch, rank = _sizes(told["known"])[0], edit.branches[0].basis.shape[1]
+        text = ir.val(text_input(edit.site), ir.DataType.FLOAT, [batch, rank])
         graph.inputs.append(text)
-        return [text, last]
+        return [text, told["last"]]
 
     def _register(
         self, model: ir.Model, base: str, arrays: dict[str, np.ndarray]
