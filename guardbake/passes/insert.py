@@ -2,16 +2,18 @@
 
 Requires: located sites with known dtype, an `attention_mask` input or packed tokens for gated
 profiles, and a graph that carries no guard yet. Leaves: the same graph with the sensors, a gate
-each, and one edit a site; a `sequence` guard adds the input `guard_state` [B] int64 and the output
-`guard_state_out`; gated profiles add the outputs `guard_score` [B, S] float32 and `guard_open`
-[B, S] bool, of several gates one each: `guard_score_0`, `guard_score_1` and so on. A `replace`
-edit adds the input `guard_text_<layer>` [B, k] float32 and the output `guard_heard_<layer>` [B, k]:
-feed the prompt without its images and `guard_state` closed, and what is heard is the prompt's text.
+each, one node that tells them of the call's tokens (`tokens`), and one edit a site; a `sequence`
+guard adds the input `guard_state` [B] int64 and the output `guard_state_out`; gated profiles add
+the outputs `guard_score` [B, S] float32 and `guard_open` [B, S] bool, of several gates one each:
+`guard_score_0`, `guard_score_1` and so on. A `replace` edit adds the input `guard_text_<layer>`
+[B, k] float32 and the output `guard_heard_<layer>` [B, k]: feed the prompt without its images and
+`guard_state` closed, and what is heard is the prompt's text.
 
 Packed tokens are those of all sequences in one row, as TensorRT Edge-LLM feeds them: none is
-padding, so a gate that decides token by token needs no mask. Its score and verdict stay inside: the
-loop that feeds such a graph knows no further outputs. A gate that latches for a sequence is refused
-there: it would need to know which token ends which prompt, and a state for each that comes back.
+padding, so a gate that decides token by token needs neither a mask nor the node `tokens`. Its score
+and verdict stay inside: the loop that feeds such a graph knows no further outputs. A gate that
+latches for a sequence is refused there: it would need to know which token ends which prompt, and a
+state for each that comes back.
 """
 
 from __future__ import annotations

@@ -275,6 +275,8 @@ class VerifyGuard:
             self._refuse(f"no function {node.op_type}", f"a body for {node.name}")
         if _body_bytes(found) != _body_bytes(expected):
             self._refuse(f"another body of function {node.op_type}", "the body of the law")
+        if len(node.outputs) != len(expected.outputs):
+            self._refuse(f"{node.name} of {len(node.outputs)} outputs", "all of its function's")
 
     def _check_arrays(
         self,

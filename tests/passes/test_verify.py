@@ -216,6 +216,14 @@ def swap_known(model: ir.Model) -> None:
     gate.replace_input_with(3, raw.outputs[0])
 
 
+def drop_output(model: ir.Model) -> None:
+    """The last of what the tokens tell is not handed on: the gate takes another for it."""
+    told = node(model, f"tokens/{tag(model)}")
+    state = next(v for v in model.graph.inputs if v.name == "guard_state")
+    told.outputs[2].replace_all_uses_with(state)
+    told.resize_outputs(2)
+
+
 def swap_told(model: ir.Model) -> None:
     """What the guard knows of the tokens is taken for each other."""
     gate = node(model, f"gate.0/{tag(model)}")
@@ -347,6 +355,7 @@ FAULTS: dict[str, Fault] = {
     "mask swapped": swap_mask,
     "state read past the tokens": swap_known,
     "what is told of tokens swapped": swap_told,
+    "what is known withheld": drop_output,
     "tokens counted elsewhere": shorten,
     "tokens function": swap_body("Tokens", "Where", lambda n: n.inputs[2]),
     "open swapped": swap_open,
