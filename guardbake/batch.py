@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+MaskKind = Literal["causal", "image", "prefix"]
+"""What a token attends to: "causal" itself and what is before it, "image" at a token of an image
+all of that image too, "prefix" at a token of the prompt the whole prompt."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,28 @@ def without_images(batch: Batch) -> Batch:
     return Batch(ids, mask, np.zeros_like(mask, bool), None, None)
 
 
-def prefill_stops(batch: Batch, chunk: int | None, whole_images: bool) -> list[int]:
+def mutual_tokens(batch: Batch, kind: MaskKind) -> Array:
+    """[B, T] bool: the tokens that see each other, later ones too, where they stand side by side.
+
+    With "prefix" those are a prompt's, image and words, and none of its answer's.
+    """
+    if kind == "image":
+        return batch.image_mask
+    mutual = np.asarray((batch.attention_mask == 1) & (kind == "prefix"))
+    mutual[:, mutual.shape[1] - batch.answered :] = False
+    return mutual
+
+
+def prefill_stops(batch: Batch, chunk: int | None, kind: MaskKind) -> list[int]:
     """After which columns a prefill in pieces of `chunk` tokens stops, the last one included.
 
-    whole_images: no piece ends within an image of any row; such a piece is longer.
+    No piece ends between two tokens that see each other; such a piece is longer. A prefix is one.
     """
     columns = batch.image_mask.shape[1]
     chunk = chunk or columns
     goes_on = np.zeros(columns + 1, bool)
-    if whole_images:
-        goes_on[1:columns] = (batch.image_mask[:, 1:] & batch.image_mask[:, :-1]).any(axis=0)
+    mutual = mutual_tokens(batch, kind)
+    goes_on[1:columns] = (mutual[:, 1:] & mutual[:, :-1]).any(axis=0)
     stops: list[int] = []
     while not stops or stops[-1] < columns:
         stop = min((stops[-1] if stops else 0) + chunk, columns)

@@ -93,7 +93,8 @@ class Bake(StagesBeside):
         from guardbake.steps.split import split_samples
 
         root, tokenizer = self.recipe_path.parent, self.vlm.processor.tokenizer
-        return split_samples(self.recipe, root, self.typography, tokenizer)
+        imageless = self.vlm.family.imageless
+        return split_samples(self.recipe, root, self.typography, tokenizer, imageless)
 
     # -- the stages --------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from guardbake_onnx.decoder import (
     MASKS,
     Decoder,
     DeepstackDecoder,
-    ImageMaskDecoder,
+    MutualDecoder,
     angles_in_order,
     example,
     grouped_attention,
@@ -36,7 +36,7 @@ def capture_decoder(model: PreTrainedModel, family: Family, whole: bool = False)
 
     inputs_embeds [batch, seq, d], attention_mask [batch, past + seq] int64, position_ids
     [batch, seq] or [3, batch, seq] int64, for a family with deepstack deepstack_embeds [levels,
-    batch, seq, d], for one whose mask is "image" image_mask [batch, seq] bool,
+    batch, seq, d], for one whose mask is not "causal" mutual_mask [batch, seq] bool,
     past_key_values.N.key/value [batch, kv, past, head_dim] -> logits [batch, seq, V],
     present.N.key/value. The last product of layer N's FFN has the name
     Site(N, "ffn_output").onnx_value. whole: trace every layer instead of copying the second of each
@@ -45,9 +45,9 @@ def capture_decoder(model: PreTrainedModel, family: Family, whole: bool = False)
     """
     decoder: Any = model.get_submodule(family.decoder)
     config, levels = decoder.config, deepstack_levels(model, family)
-    kinds = _kinds(decoder, levels)
+    kinds = _kinds(decoder, family, levels)
     traced = range(len(kinds)) if whole else template_layers(kinds)
-    kind = ImageMaskDecoder if family.mask == "image" else Decoder
+    kind = Decoder if family.mask == "causal" else MutualDecoder
     wrapper = (DeepstackDecoder if levels else kind)(decoder, model.get_submodule(family.head))
     inputs, dynamic = example(config, len(traced), model.dtype, family, levels)
     name = family.layers.removeprefix(f"{family.decoder}.")
@@ -91,7 +91,7 @@ def _last_product(output: ir.Value) -> ir.Value:
     return output if before is None else before
 
 
-def _kinds(decoder: Any, levels: int) -> list[str]:
+def _kinds(decoder: Any, family: Family, levels: int) -> list[str]:
     """The kind of each layer: what it attends to, or the level of features that joins after it.
 
     Raises UnsupportedError for a text model, or a kind, that we have no mask for.
@@ -109,7 +109,9 @@ def _kinds(decoder: Any, levels: int) -> list[str]:
     if name == "MistralModel" and config.sliding_window is not None:
         kinds = ["sliding_attention"] * depth  # its configuration has no kinds of layers
     known = {_FULL, *MASKS[name]}
-    if not set(kinds) <= known or getattr(config, "use_bidirectional_attention", False):
+    # which a prefix mask is given with; without one it means that every token sees every other
+    ahead = getattr(config, "use_bidirectional_attention", False) and family.mask != "prefix"
+    if not set(kinds) <= known or ahead:
         raise UnsupportedError(
             found=f"layers of {sorted(set(kinds))}",
             expected=f"layers of {sorted(known)} that look back",

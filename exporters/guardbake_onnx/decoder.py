@@ -33,15 +33,15 @@ class Decoder(torch.nn.Module):
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
         past_key_values: list[tuple[torch.Tensor, torch.Tensor]],
-        image_mask: torch.Tensor | None = None,
+        mutual_mask: torch.Tensor | None = None,
         **more: Any,
     ) -> Any:
         past, seq = past_key_values[0][0].shape[2], inputs_embeds.shape[1]
         query = torch.arange(seq)[:, None] + past
         key = torch.arange(past + seq)[None]
         seen = key <= query
-        if image_mask is not None:
-            seen = seen | _same_image(image_mask, past)
+        if mutual_mask is not None:
+            seen = seen | _side_by_side(mutual_mask, past)
         real = attention_mask.to(torch.bool)[:, None, None, :]
         # padding attends to itself: softmax over no key at all is not a number in some runtimes
         mask = (seen & real) | (key == query)
@@ -86,25 +86,26 @@ class DeepstackDecoder(Decoder):
         )
 
 
-class ImageMaskDecoder(Decoder):
-    """The same, told which new tokens are an image's, image_mask [batch, seq] bool: those that
-    stand side by side see each other."""
+class MutualDecoder(Decoder):
+    """The same, told which new tokens see each other where they stand side by side, mutual_mask
+    [batch, seq] bool: those of an image, or of a prompt."""
 
     def forward(  # type: ignore[override]
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
-        image_mask: torch.Tensor,
+        mutual_mask: torch.Tensor,
         past_key_values: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> Any:
         return super().forward(
-            inputs_embeds, attention_mask, position_ids, past_key_values, image_mask
+            inputs_embeds, attention_mask, position_ids, past_key_values, mutual_mask
         )
 
 
 MASKS: dict[str, tuple[str, ...]] = {
     "Gemma3TextModel": ("full_attention", "sliding_attention"),
+    "GemmaModel": (),
     "LlamaModel": (),
     "MistralModel": (),
     "Qwen2Model": ("full_attention",),
@@ -117,13 +118,13 @@ MASKS: dict[str, tuple[str, ...]] = {
 that take one mask for all their layers."""
 
 
-def _same_image(image_mask: torch.Tensor, past: int) -> torch.Tensor:
-    """[batch, 1, seq, past + seq]: both tokens are new and of one run of image tokens."""
-    before = torch.nn.functional.pad(image_mask[:, :-1], (1, 0), value=False)
-    run = (image_mask & ~before).to(torch.int64).cumsum(1)
-    run = torch.where(image_mask, run, 0)
+def _side_by_side(mutual_mask: torch.Tensor, past: int) -> torch.Tensor:
+    """[batch, 1, seq, past + seq]: both tokens are new and of one run of such tokens."""
+    before = torch.nn.functional.pad(mutual_mask[:, :-1], (1, 0), value=False)
+    run = (mutual_mask & ~before).to(torch.int64).cumsum(1)
+    run = torch.where(mutual_mask, run, 0)
     keys = torch.cat([run.new_zeros(run.shape[0], past), run], dim=1)
-    return ((run[:, :, None] == keys[:, None]) & image_mask[:, :, None])[:, None]
+    return ((run[:, :, None] == keys[:, None]) & mutual_mask[:, :, None])[:, None]
 
 
 def grouped_attention(
@@ -192,9 +193,9 @@ def example(
     if levels:
         inputs["deepstack_embeds"] = torch.zeros(levels, rows, new, config.hidden_size, dtype=dtype)
         dynamic["deepstack_embeds"] = {1: batch, 2: seq}
-    if family.mask == "image":
-        inputs["image_mask"] = torch.zeros(rows, new, dtype=torch.bool)
-        dynamic["image_mask"] = {0: batch, 1: seq}
+    if family.mask != "causal":
+        inputs["mutual_mask"] = torch.zeros(rows, new, dtype=torch.bool)
+        dynamic["mutual_mask"] = {0: batch, 1: seq}
     inputs["past_key_values"] = [
         (torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype)) for _ in range(layers)
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from guardbake.batch import Batch
+from guardbake.batch import Batch, mutual_tokens
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.vlm.tokens import next_positions, positions
 
@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 LOGITS, STATE = "logits", "guard_state"
 CACHE = "past_key_values."
 _MEMORY, _DEEPSTACK = "guard_memory", "deepstack_embeds"
-_IMAGES = ("guard_image_mask", "image_mask")
+_IMAGES, _MUTUAL = "guard_image_mask", "mutual_mask"
 _TEXT, _HEARD = "guard_text_", "guard_heard_"
 _PLACES = "write_indices"
 
@@ -54,7 +54,8 @@ class Decoding:
         self._parts: dict[str, list[Array]] = {}
         self._mask = batch.attention_mask[:, :0]
         self._images = batch.image_mask
-        self._told_images = [name for name in _IMAGES if name in inputs]
+        told = {_IMAGES: batch.image_mask, _MUTUAL: mutual_tokens(batch, description.mask)}
+        self._told = {name: mask for name, mask in told.items() if name in inputs}
         dtype = inputs["inputs_embeds"].dtype
         levels = (description.deepstack, *batch.image_mask.shape, description.hidden)
         self._deepstack = np.zeros(levels, dtype)
@@ -98,7 +99,7 @@ class Decoding:
             **self._state,
             **self.told,
         }
-        feeds |= self._of_images(start, tokens)
+        feeds |= self._of_prompt(start, tokens)
         found, kept = self._executor.run(feeds, self._carried, self._next.keys())
         self._carried = {self._next[name]: value for name, value in kept.items()}
         self._state = {n: value for n, value in self._state.items() if n not in self._carried}
@@ -127,16 +128,16 @@ class Decoding:
         left = self._carried.get(STATE)
         return self._state.get(STATE) if left is None else left.numpy()
 
-    def _of_images(self, start: int, tokens: int) -> dict[str, Array]:
-        """What the graph asks of the call's image tokens; new tokens are none."""
-        piece = self._images[:, start : start + tokens]
-        rows, columns = len(self._images), piece.shape[1]
-        shown = piece if columns else np.zeros((rows, tokens), bool)
-        feeds: dict[str, Array] = dict.fromkeys(self._told_images, shown)
+    def _of_prompt(self, start: int, tokens: int) -> dict[str, Array]:
+        """What the graph asks of the call's image and prompt tokens; new tokens are neither."""
+        call, (rows, columns) = slice(start, start + tokens), self._images.shape
+        new = start >= columns
+        nothing = np.zeros((rows, tokens), bool)
+        feeds = {name: nothing if new else mask[:, call] for name, mask in self._told.items()}
         if len(self._deepstack):
-            levels = self._deepstack[:, :, start : start + tokens]
-            nothing = (len(levels), rows, tokens, levels.shape[-1])
-            feeds[_DEEPSTACK] = levels if columns else np.zeros(nothing, levels.dtype)
+            levels = self._deepstack[:, :, call]
+            empty = (len(levels), rows, tokens, levels.shape[-1])
+            feeds[_DEEPSTACK] = np.zeros(empty, levels.dtype) if new else levels
         return feeds
 
     def _places(self, start: int) -> dict[str, Array]:

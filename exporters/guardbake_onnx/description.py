@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from guardbake.batch import MaskKind
 from guardbake.errors import MalformedError
-from guardbake.vlm.catalog import MaskKind, PositionKind, VisionKind
+from guardbake.vlm.catalog import PositionKind, VisionKind
 
 FILE_NAME = "model.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

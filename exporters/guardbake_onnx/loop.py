@@ -151,7 +151,7 @@ class ExecutorRunner:
         start = 0
         most = self._executor("decoder").tokens
         fitting = chunk if most is None else min(chunk or most, most)
-        for stop in prefill_stops(batch, fitting, self.description.mask == "image"):
+        for stop in prefill_stops(batch, fitting, self.description.mask):
             piece, start = slice(start, stop), stop
             logits = decoding.call(
                 embeds[:, piece],

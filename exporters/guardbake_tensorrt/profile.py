@@ -89,7 +89,7 @@ class EngineProfile:
             return (*shape[:-2], batch, seq)
         if name == "guard_state":
             return (batch,)
-        if name in ("guard_image_mask", "image_mask"):
+        if name in ("guard_image_mask", "mutual_mask"):
             return (batch, seq)
         if name == "guard_memory":
             return (batch, *shape[1:])

@@ -42,7 +42,7 @@ def fed_otherwise(runner: Runner, batch: Batch, whole: Trace) -> Iterator[Way]:
     tokens, steps = whole.tokens, whole.tokens.shape[1]
     every = np.arange(len(tokens))
     chunked = runner.run(batch, steps, tokens, chunk=CHUNK, keep_prefill=False)
-    yield f"in pieces of {CHUNK}", every, chunked
+    yield f"in pieces of {CHUNK} where the mask allows", every, chunked
     more = runner.run(_padded(batch), steps, tokens, keep_prefill=False)
     yield f"padded by {PADDING} more", every, more
     yield "in one call without a cache", every, _at_once(runner, batch, whole)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from guardbake.activations import Rows
 from guardbake.covariance import Matrix, Ridge, finite_rows, solve_shrunken
 from guardbake.errors import MalformedError
-from guardbake.samples import Form, Sample
+from guardbake.samples import Form, Sample, plainest
 
 Scores = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -37,7 +37,7 @@ P = TypeVar("P", bound=Place)
 class Separation:
     """Harmful against harmless rows of one form at one place.
 
-    auc: of the text form's mean difference fitted on the other folds; 0.5 is chance.
+    auc: of the plainest form's mean difference fitted on the other folds; 0.5 is chance.
     silhouette: mean silhouette width of the two classes, in [-1, 1] (Rousseeuw 1987).
     scatter_ratio: tr(S_between) / tr(S_within), from 0.
     mahalanobis: distance between the class means under the shrunken within-class covariance.
@@ -73,21 +73,22 @@ def separability(
 ) -> list[PlaceReport[P]]:
     """Every measure at every place, rows[place] [N, d] one a sample; in order of depth.
 
-    The area's direction is taken on the text form alone, as in VLM-Guard: what it is worth on
+    The area's direction is taken on the plainest form alone, as in VLM-Guard: what it is worth on
     images is the question. Raises MalformedError for rows that are not finite, and where a form
-    (or a fold of the text form) has harmful or harmless samples alone.
+    (or a fold of the plainest form) has harmful or harmless samples alone.
     """
     harmful = np.array([s.label == "harmful" for s in samples], dtype=bool)
-    in_form = {f: np.array([s.form == f for s in samples], dtype=bool) for f in (*forms, "text")}
+    words = plainest(samples)
+    in_form = {f: np.array([s.form == f for s in samples], dtype=bool) for f in (*forms, words)}
     fold = folds(samples, fold_count)
     for form in forms:
         _require_both(harmful[in_form[form]], f"form {form!r}")
     for held in range(fold_count):
-        _require_both(harmful[in_form["text"] & (fold != held)], "the text form without one fold")
+        _require_both(harmful[in_form[words] & (fold != held)], f"form {words!r} without one fold")
     reports = []
     for place in sorted(rows, key=lambda place: place.depth):
         table = finite_rows(rows[place], f"separability at {place}", len(samples))
-        scores = _cross_fitted(table, in_form["text"], harmful, fold, fold_count)
+        scores = _cross_fitted(table, in_form[words], harmful, fold, fold_count)
         seen = {}
         for form in forms:
             own, bad = table[in_form[form]], harmful[in_form[form]]
@@ -169,7 +170,7 @@ def folds(samples: Sequence[Sample], count: int) -> Folds:
 
 
 def _cross_fitted(table: Matrix, text: Flags, harmful: Flags, fold: Folds, count: int) -> Scores:
-    """[N] scores along the text form's mean difference, each from the folds it is not in."""
+    """[N] scores along the plainest form's mean difference, each from the folds it is not in."""
     scores = np.zeros(len(table))
     for held in range(count):
         fitted = text & (fold != held)

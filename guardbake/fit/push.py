@@ -13,18 +13,20 @@ import numpy as np
 
 from guardbake.activations import Activations, Rows, rows_at
 from guardbake.fit.subspace import mean_difference
+from guardbake.samples import plainest
 from guardbake.site import Site
 from guardbake.spec import Edit
 
 
 def mean_difference_push(fitting: Activations, layer: int) -> Edit:
-    """`steer` at the FFN output of `layer`, strength 1, from the text form of the fit split.
+    """`steer` at the FFN output of `layer`, strength 1, from the plainest form of the fit split.
 
     Raises MalformedError if the residual after that layer was not captured, or is not finite, or if
-    either label has fewer than two text prompts.
+    either label has fewer than two prompts in it.
     """
     rows = rows_at(fitting.last, Site(layer, "residual"), "mean-difference push")
-    text = fitting.where(lambda s: s.form == "text")
+    words = plainest(fitting.samples)
+    text = fitting.where(lambda s: s.form == words)
     harmful = fitting.where(lambda s: s.label == "harmful")
     push = mean_difference(rows[text & harmful], rows[text & ~harmful])
     return Edit(Site(layer, "ffn_output"), "steer", (), push.astype(np.float32))

@@ -136,7 +136,8 @@ class _HeldOut:
         rows = _forms(activations)
         harmful = activations.where(lambda s: s.label == "harmful")
         pictured = [form for form in rows if form != IMAGELESS]
-        self._groups = [[IMAGELESS], pictured] if apart else [list(rows)]
+        alone = [IMAGELESS] if IMAGELESS in rows else pictured  # which then is never asked
+        self._groups = [alone, pictured] if apart else [list(rows)]
         self._bad = {form: rows[form] & harmful for form in rows}
         self._good = {form: rows[form] & ~harmful for form in rows}
         self._rate = rate

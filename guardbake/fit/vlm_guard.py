@@ -15,7 +15,7 @@ import numpy as np
 from guardbake.activations import Activations, rows_at
 from guardbake.errors import MalformedError
 from guardbake.fit.subspace import safety_directions
-from guardbake.samples import Label
+from guardbake.samples import Label, plainest
 from guardbake.site import Site
 from guardbake.spec import Branch, Edit
 
@@ -27,10 +27,10 @@ def safety_direction_edit(
 ) -> Edit:
     """One branch of the top `rank` singular vectors of paired differences, strength 1.
 
-    anchors: of the text form, the first harmful and the first harmless source are taken, and their
-    prompts are paired by index (see models/prompts/anchors_*.txt). No centring, as printed. Raises
-    MalformedError if a label has no text prompt, if fewer than `rank` pairs are found, or if their
-    rows are missing at the FFN output of `layer` or not finite.
+    anchors: of the plainest form, the first harmful and the first harmless source are taken, and
+    their prompts are paired by index (see models/prompts/anchors_*.txt). No centring, as printed.
+    Raises MalformedError if a label has no such prompt, if fewer than `rank` pairs are found, or if
+    their rows are missing at the FFN output of `layer` or not finite.
     """
     site = Site(layer, "ffn_output")
     rows = rows_at(anchors.last, site, WHERE)
@@ -44,15 +44,16 @@ def safety_direction_edit(
 
 
 def _first_source(anchors: Activations, label: Label) -> dict[int, int]:
-    """Row of each prompt index of the label's first source, text form."""
+    """Row of each prompt index of the label's first source, in the plainest form."""
+    words = plainest(anchors.samples)
     text = [
         (sample, row)
         for row, sample in enumerate(anchors.samples)
-        if sample.form == "text" and sample.label == label
+        if sample.form == words and sample.label == label
     ]
     if not text:
         raise MalformedError(
-            found=f"no {label} prompt in the text form",
+            found=f"no {label} prompt in the form {words!r}",
             expected="both labels, paired by index",
             where=WHERE,
             remedy="give the fit split sources of both labels",

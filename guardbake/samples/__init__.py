@@ -4,10 +4,14 @@ A `Sample` is one request in one form. A bake shows the same prompt in three for
 as text beside a blank image, and drawn into the image (typographic, after FigStep, arXiv
 2311.05608). An evaluation adds the text beside a natural image. A prompt that comes with a picture
 of its own has one form, "image": its words as they were published, beside that picture.
+
+A model that is never asked without a picture has no form "text": its words stand beside a blank
+image, in the form that is named so, once (`beside_pictures`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -85,3 +89,17 @@ class Sample:
                 where=f"{self.source} [{self.index}]",
                 remedy="give the sample its form",
             )
+
+
+def beside_pictures(forms: Sequence[Form]) -> tuple[Form, ...]:
+    """The forms for a model that is always shown a picture: "blank" in the place of "text", once.
+
+    >>> beside_pictures(("text", "blank", "typographic"))
+    ('blank', 'typographic')
+    """
+    return tuple(dict.fromkeys("blank" if form == "text" else form for form in forms))
+
+
+def plainest(samples: Sequence[Sample]) -> Form:
+    """The form in which the words stand alone: "text", or "blank" where there is none."""
+    return "text" if any(sample.form == "text" for sample in samples) else "blank"

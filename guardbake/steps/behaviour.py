@@ -163,7 +163,8 @@ def summarise(measured: Measured, section: BehaviourSection) -> dict[str, Any]:
     """The table, the declared budgets and whether the first two hold, as JSON values."""
     table = measured.table
     ratio = _attack_ratio(table)
-    rises = {form: _harmless_rise(table, form) for form in SENSED}
+    asked = {row.family for row in table.rows}
+    rises = {form: _harmless_rise(table, form) for form in SENSED if form in asked}
     return {
         "table": table.to_json(),
         "markdown": table.to_markdown(),

@@ -80,16 +80,16 @@ def diagnose(
     openings = openings_of(
         vlm.processor.tokenizer, recipe.fit.refusing, recipe.fit.compliant, section.opening
     )
-    causes = {}
-    for form in FIT_FORMS:
+    causes, forms = {}, splits.forms(FIT_FORMS)
+    for form in forms:
         traced, donors = _drawn(splits, section, form)
         tracing = _Tracing(vlm, section, openings, typography, recipe.batch_size, advance)
         causes[form] = tracing.run(traced, donors, form)
-    samples = splits.samples("fit", FIT_FORMS)
+    samples = splits.samples("fit", forms)
     rows = capture_components(
         vlm, samples, typography, recipe.batch_size, partial(advance, "capturing components")
     )
-    apart = separability(samples, rows, FIT_FORMS)
+    apart = separability(samples, rows, forms)
     layers = 1 + max(report.place.layer for report in apart)
     decisive = [Ablation(n, "ffn", section.decide) for n in range(layers)]
     choice = choose_layers(

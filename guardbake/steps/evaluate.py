@@ -116,7 +116,12 @@ class Evaluation:
     ) -> None:
         assert recipe.evaluate is not None
         self.section = recipe.evaluate
-        self._about = {"recipe": recipe.name, "samples": dict(splits.digests)}
+        self._about = {
+            "recipe": recipe.name,
+            "samples": dict(splits.digests),
+            "fitted_on": list(splits.forms(SENSOR_FORMS)),
+            "validated_on": list(splits.forms(SENSED)),
+        }
         self._vlm = vlm
         self._arms = arms
         self._stages = stages
@@ -141,8 +146,6 @@ class Evaluation:
             "model": self._vlm.model_digest,
             "arms": [arm.record for arm in self._arms],
             "settings": self.section.model_dump(mode="json"),
-            "fitted_on": list(SENSOR_FORMS),
-            "validated_on": list(SENSED),
             "table": table.to_json(),
             "markdown": table.to_markdown(),
             "judges": [self._judged(judge, groups) for judge in self._judges],

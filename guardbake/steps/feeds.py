@@ -100,7 +100,7 @@ class Feeds:
         if name == "deepstack_embeds":
             levels = (_size(value, 0), *rows, _size(value, 3))
             return rng.standard_normal(levels).astype(dtype)
-        if name == "image_mask":
+        if name == "mutual_mask":
             return np.broadcast_to(np.arange(tokens) % 3 > 0, rows).copy()
         if name == "attention_mask":
             return np.ones((self.batch, total), dtype)

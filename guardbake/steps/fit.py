@@ -92,7 +92,7 @@ def fit_guard(
     best, verdicts = choose(outcomes, baseline, budget)
     chosen = next(c for c in tried if c.name == best.outcome.name)
     figures = {
-        "separability": _separability(fitting),
+        "separability": _separability(fitting, splits.forms(FIT_FORMS)),
         "sensors": gates.figures(chosen),
         "undefended": baseline.rates(),
         "sign_test": [
@@ -187,8 +187,8 @@ def _rows(samples: Sequence[Sample], form: Form, label: str) -> list[int]:
     return [i for i, s in enumerate(samples) if s.form == form and s.label == label]
 
 
-def _separability(fitting: Activations) -> list[dict[str, Any]]:
+def _separability(fitting: Activations, forms: Sequence[Form]) -> list[dict[str, Any]]:
     return [
         {"site": str(report.place), "forms": {f: s.to_json() for f, s in report.forms.items()}}
-        for report in separability(fitting.samples, fitting.last, FIT_FORMS)
+        for report in separability(fitting.samples, fitting.last, forms)
     ]

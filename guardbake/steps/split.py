@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guardbake.errors import RecipeError
 from guardbake.recipe import Recipe, SplitSection
-from guardbake.samples import FORMS, Form, Prompt, Sample
+from guardbake.samples import FORMS, Form, Prompt, Sample, beside_pictures
 from guardbake.samples.collect import collect, in_forms
 from guardbake.samples.splits import prove_disjoint, prove_held_out
 from guardbake.samples.typography import Tokenizer
@@ -21,17 +21,28 @@ class Splits:
 
     Beside the recipe's splits, "calibrate" is validate with all of its harmless prompts: a gate's
     threshold needs more of them than can be answered under every candidate.
+    imageless: whether the model can be asked in words alone; if not, its forms are those of
+    `beside_pictures`.
     """
 
     prompts: Mapping[str, Sequence[Prompt]]
     digests: Mapping[str, str]
+    imageless: bool = True
+
+    def forms(self, wanted: Sequence[Form]) -> tuple[Form, ...]:
+        """Those of them that the model can be asked in."""
+        return tuple(wanted) if self.imageless else beside_pictures(wanted)
 
     def samples(self, split: str, forms: Sequence[Form] = FORMS) -> list[Sample]:
-        return in_forms(self.prompts[split], forms)
+        return in_forms(self.prompts[split], self.forms(forms))
 
 
 def split_samples(
-    recipe: Recipe, root: Path, typography: Typography, tokenizer: Tokenizer
+    recipe: Recipe,
+    root: Path,
+    typography: Typography,
+    tokenizer: Tokenizer,
+    imageless: bool = True,
 ) -> Splits:
     """Read every split. fit, validate and test must not share a request, and a held-out family
     stands in test alone; parity prompts, on which nothing is fitted or judged, may come from any of
@@ -59,7 +70,7 @@ def split_samples(
     digests["calibrate"] = digests.pop("validate")
     digests |= prove_disjoint({"validate": prompts["validate"]})
     digests |= prove_disjoint({"parity": prompts["parity"]})
-    return Splits(prompts, digests)
+    return Splits(prompts, digests, imageless)
 
 
 def _calibrating(

@@ -70,7 +70,7 @@ class Questions:
         for some, batch in batches(vlm, samples, asking, batch_size):
             session = Session(vlm, prepare(vlm, batch), None)
             with merged(vlm, change):
-                session.feed(batch.input_ids.shape[1] - 1)
+                session.feed(session.resumes)
             self._sessions.append((session, some))
             self._prefixes[session] = None
             self.samples += some
@@ -128,7 +128,7 @@ class Questions:
         answers = list(said)
         if rows:
             memory = self._memory(session, spec)
-            session.rewind(_columns(session) - 1, None)
+            session.rewind(session.resumes, None)
             few = session.rows(rows)
             self._prefixes[few] = None
             if memory is not None:
@@ -204,10 +204,10 @@ class Questions:
             if self._prefixes[session] is not prefix:
                 session.rewind(0, prefix)
                 with session.guarded():
-                    session.feed(_columns(session) - 1)
+                    session.feed(session.resumes)
                 self._prefixes[session] = prefix
             memory = self._memory(session, spec)
-            session.rewind(_columns(session) - 1, spec, memory)
+            session.rewind(session.resumes, spec, memory)
             with session.guarded():
                 yield
 
@@ -221,7 +221,7 @@ class Questions:
         if session not in self._memories:
             session.rewind(0, spec)
             with session.guarded():
-                session.feed(_columns(session) - 1)
+                session.feed(session.resumes)
             assert session.guard is not None
             self._memories[session] = session.guard.memory
         return self._memories[session]

@@ -14,10 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
 
+from guardbake.batch import MaskKind
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 
 PositionKind = Literal["sequential", "mrope"]
-MaskKind = Literal["causal", "image"]
+PromptKind = Literal["chat", "picture"]
+"""How words are asked: "chat" by the checkpoint's chat template, beside a picture or without one,
+"picture" as they are and beside a picture always, which the processor has no prompt without."""
 VisionKind = Literal[
     "anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "siglip"
 ]
@@ -27,8 +30,8 @@ state). "anyres": tiles of one image laid out as the image, in rows that end in 
 patches of any grid: "qwen2_vl", "qwen2_5_vl" (in windows), "qwen3_vl" (with deepstack features)."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
-    "family": ("name", "model_type", "image_token", "position", "mask"),
-    "decoder": ("root", "layers", "attention", "feed_forward", "embedding", "head"),
+    "family": ("name", "model_type", "image_token", "prompt", "position", "mask"),
+    "decoder": ("text", "root", "layers", "attention", "feed_forward", "embedding", "head"),
     "vision": ("kind", "root", "projector"),
 }
 
@@ -45,9 +48,10 @@ class Family:
 
     model_type: the key of config.json that tells the family.
     image_token: the key of config.json that holds the image token's id.
+    prompt: how words are asked, see PromptKind.
     position: "sequential" position ids are [B, T], "mrope" ones are [3, B, T].
-    mask: what a token attends to, "causal" itself and what is before it, "image" at a token of an
-    image all of that image too.
+    mask: what a token attends to, see MaskKind.
+    text: the model_type that the text model must have, "" for any.
     decoder, layers, embedding, head: the text model, its layer list, its embedding, the LM head.
     attention, feed_forward: the modules inside one layer whose outputs join the residual: attention
     and FFN, or where a norm comes after them that norm.
@@ -57,8 +61,10 @@ class Family:
     name: str
     model_type: str
     image_token: str
+    prompt: PromptKind
     position: PositionKind
     mask: MaskKind
+    text: str
     decoder: str
     layers: str
     attention: str
@@ -68,6 +74,11 @@ class Family:
     vision_kind: VisionKind
     vision: str
     projector: str
+
+    @property
+    def imageless(self) -> bool:
+        """Whether it can be asked in words alone."""
+        return self.prompt == "chat"
 
     @property
     def deepstack(self) -> bool:
@@ -131,18 +142,22 @@ def family_from_toml(text: str, where: str) -> Family:
         raise _malformed(f"tables {sorted(tables)}", f"tables {sorted(_KEYS)}", where)
     values = {table: _strings(tables[table], keys, table, where) for table, keys in _KEYS.items()}
     family, decoder, vision = values["family"], values["decoder"], values["vision"]
-    if family["position"] not in get_args(PositionKind):
-        raise _malformed(f"position {family['position']!r}", str(get_args(PositionKind)), where)
-    if family["mask"] not in get_args(MaskKind):
-        raise _malformed(f"mask {family['mask']!r}", str(get_args(MaskKind)), where)
-    if vision["kind"] not in get_args(VisionKind):
-        raise _malformed(f"vision kind {vision['kind']!r}", str(get_args(VisionKind)), where)
+    for name, value, kinds in (
+        ("prompt", family["prompt"], PromptKind),
+        ("position", family["position"], PositionKind),
+        ("mask", family["mask"], MaskKind),
+        ("vision kind", vision["kind"], VisionKind),
+    ):
+        if value not in get_args(kinds):
+            raise _malformed(f"{name} {value!r}", str(get_args(kinds)), where)
     return Family(
         name=family["name"],
         model_type=family["model_type"],
         image_token=family["image_token"],
+        prompt=cast(PromptKind, family["prompt"]),
         position=cast(PositionKind, family["position"]),
         mask=cast(MaskKind, family["mask"]),
+        text=decoder["text"],
         decoder=decoder["root"],
         layers=decoder["layers"],
         attention=decoder["attention"],

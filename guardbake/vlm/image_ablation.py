@@ -23,9 +23,8 @@ from guardbake.vlm.capture import recorded
 from guardbake.vlm.forced import Ids, forced
 from guardbake.vlm.load import Vlm
 from guardbake.vlm.prompt import Prompt, prepare
-from guardbake.vlm.requests import Asking, batches
+from guardbake.vlm.requests import Asking, batches, collated
 from guardbake.vlm.runner import Session
-from guardbake.vlm.tokens import collate
 
 Progress = Callable[[int, int], None]
 Flags = npt.NDArray[np.bool_]
@@ -116,9 +115,7 @@ def _with_and_without(vlm: Vlm, sample: Sample, asking: Asking) -> tuple[Prompt,
             remedy="give samples in a form that has pictures",
         )
     white = Image.new("RGB", picture.size, "white")
-    whole, empty = (
-        collate(vlm.processor, vlm.image_token_id, [(text, p)]) for p in (picture, white)
-    )
+    whole, empty = (collated(vlm, [(text, p)]) for p in (picture, white))
     return prepare(vlm, whole), prepare(vlm, empty)
 
 
@@ -146,6 +143,7 @@ def _mixed(whole: Prompt, empty: Prompt, kept: Flags) -> Prompt:
         positions=whole.positions.expand(*whole.positions.shape[:-2], count, -1),
         mask=whole.mask.expand(count, -1),
         image=whole.image.expand(count, -1),
+        mutual=None if whole.mutual is None else whole.mutual.expand(count, -1),
     )
 
 

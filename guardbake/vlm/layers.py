@@ -41,8 +41,8 @@ class Setting:
 class DecoderLayers:
     """A VLM's decoder, its layers called one by one in eval mode.
 
-    Raises UnsupportedError if a layer attends to a sliding window, or if image features join the
-    residual between layers.
+    Raises UnsupportedError if a layer attends to a sliding window, if image features join the
+    residual between layers, or if a prompt's tokens see later ones.
     """
 
     def __init__(self, vlm: Vlm) -> None:
@@ -54,6 +54,13 @@ class DecoderLayers:
                 expected="full attention in every layer",
                 where=vlm.family.decoder,
                 remedy="trace a model without sliding windows",
+            )
+        if vlm.family.mask != "causal":
+            raise UnsupportedError(
+                found=f"tokens that see later ones, mask {vlm.family.mask!r}",
+                expected="a causal mask, which several continuations of a prompt can share",
+                where=f"the family {vlm.family.name}",
+                remedy="trace a model with a causal mask",
             )
         if vlm.family.deepstack:
             raise UnsupportedError(

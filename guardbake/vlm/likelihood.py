@@ -46,7 +46,7 @@ def _log_likelihood(
 ) -> npt.NDArray[np.float64]:
     # before its last token a prompt is edited by guards other than `sequence`: those start anew
     reusable = spec is None or spec.profile == "sequence"
-    session.rewind(min(session.fed, columns - 1) if reusable else 0, spec)
+    session.rewind(min(session.fed, session.resumes) if reusable else 0, spec)
     with session.guarded():
         hidden = session.feed(columns)[:, -1:]
         if len(opening) > 1:

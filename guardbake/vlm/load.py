@@ -199,9 +199,22 @@ def read_config(folder: Path) -> Any:
     # asked before transformers, whose own message for an unknown type lists hundreds
     family_of(_ModelType(str(values.get("model_type"))))
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     except StrictDataclassError as error:
         raise _malformed(str(error).strip()[-300:], "a consistent configuration", path) from error
+    _require_text_model(config, path)
+    return config
+
+
+def _require_text_model(config: Any, path: Path) -> None:
+    family = family_of(config)
+    if family.text and config.text_config.model_type != family.text:
+        raise UnsupportedError(
+            found=f"a {family.name} whose text model is a {config.text_config.model_type}",
+            expected=f"a {family.text}",
+            where=str(path),
+            remedy=f"use a checkpoint of this family with a {family.text}",
+        )
 
 
 @dataclass

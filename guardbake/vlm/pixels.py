@@ -19,7 +19,7 @@ from torch import Tensor
 
 from guardbake.errors import UnsupportedError
 from guardbake.vlm.load import Vlm
-from guardbake.vlm.tokens import collate
+from guardbake.vlm.requests import collated
 
 Bytes = npt.NDArray[np.uint8]
 _ROUNDINGS = 8  # float32 roundings between a byte and its normalised value, on both ways, at most
@@ -90,7 +90,7 @@ def as_seen(vlm: Vlm, images: Sequence[Image.Image]) -> list[Bytes]:
     paths: dict[tuple[int, int], PixelPath] = {}
     out = []
     for image in images:
-        batch = collate(vlm.processor, vlm.image_token_id, [("", image)])
+        batch = collated(vlm, [("", image)])
         assert batch.pixel_values is not None
         if batch.image_grid_thw is None:
             height, width = batch.pixel_values.shape[-2:]
@@ -118,7 +118,7 @@ def _index(
 
 
 def _processed(vlm: Vlm, levels: Bytes) -> Tensor:
-    batch = collate(vlm.processor, vlm.image_token_id, [("", Image.fromarray(levels))])
+    batch = collated(vlm, [("", Image.fromarray(levels))])
     assert batch.pixel_values is not None
     return torch.from_numpy(batch.pixel_values)
 

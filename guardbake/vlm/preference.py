@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from guardbake.activations import Rows
-from guardbake.errors import MalformedError
+from guardbake.errors import MalformedError, UnsupportedError
 from guardbake.samples import Label
 from guardbake.site import Site
 from guardbake.vlm.forced import Exchange, drawn, forced
@@ -74,8 +74,16 @@ def refine(
 
     whole_prompt: they act on every token of the prompt (profile always), or else on its last token
     and on the answer, as behind an open gate. exchanges: of both labels then, of harmful requests
-    alone behind a gate. Raises MalformedError for others, and if a vector of the start is zero.
+    alone behind a gate. Raises MalformedError for others, and if a vector of the start is zero;
+    UnsupportedError for the last token alone where tokens before it see what is added there.
     """
+    if vlm.family.mask == "prefix" and not whole_prompt:
+        raise UnsupportedError(
+            found="vectors on the last token of a prompt whose tokens see each other",
+            expected="a causal mask, or vectors on the whole prompt",
+            where=f"the family {vlm.family.name}",
+            remedy="refine for a guard of profile always, or leave the candidate out",
+        )
     origin = {site: torch.tensor(vector, dtype=torch.float32) for site, vector in start.items()}
     lengths = {site: float(vector.norm()) for site, vector in origin.items()}
     _demand(exchanges, lengths, ["harmful", "harmless"] if whole_prompt else ["harmful"])
@@ -111,7 +119,7 @@ def _margin(
     with torch.no_grad():
         session = Session(vlm, prepare(vlm, batch), None)
         before = turns.surprise(session).sum(1)
-        session.rewind(0 if whole_prompt else batch.input_ids.shape[1] - 1, None)
+        session.rewind(0 if whole_prompt else session.resumes, None)
     with _adding(vlm, vectors()):
         now = turns.surprise(session).sum(1)
     gained = before - now

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guardbake.batch import Batch
+from guardbake.batch import Batch, mutual_tokens
 from guardbake.vlm.catalog import Family
 from guardbake.vlm.load import Vlm
 
@@ -25,6 +25,7 @@ class Prompt:
 
     image: [B, T] bool, the image tokens. deepstack: [levels, B, T, d], added at image tokens to the
     residual that leaves layer 0, 1, ...; None if the family has no such thing, or without images.
+    mutual: [B, T] bool, see `batch.mutual_tokens`; None if there are none.
     """
 
     embeds: Tensor
@@ -32,6 +33,7 @@ class Prompt:
     mask: Tensor
     image: Tensor
     deepstack: Tensor | None = None
+    mutual: Tensor | None = None
 
 
 def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
@@ -61,7 +63,15 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
         )
     else:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Prompt(embeds, positions, mask, torch.from_numpy(batch.image_mask), deepstack)
+    mutual = torch.from_numpy(mutual_tokens(batch, vlm.family.mask))
+    return Prompt(
+        embeds,
+        positions,
+        mask,
+        torch.from_numpy(batch.image_mask),
+        deepstack,
+        mutual if mutual.any() else None,
+    )
 
 
 def _placed(embeds: Tensor, place: Tensor, features: Sequence[Tensor] | Tensor) -> Tensor:

@@ -62,6 +62,11 @@ def drawable(prompt: str, typography: Typography, tokenizer: Tokenizer) -> bool:
     return bool(clean(prompt)) and fits(prompt, tokenizer, typography.columns, typography.rows)
 
 
+def collated(vlm: Vlm, requests: Sequence[Request]) -> Batch:
+    """`tokens.collate` as the model's family is asked."""
+    return collate(vlm.processor, vlm.image_token_id, requests, vlm.family.prompt)
+
+
 def batches(
     vlm: Vlm, samples: Sequence[Sample], asking: Asking, size: int
 ) -> Iterator[tuple[Sequence[Sample], Batch]]:
@@ -69,4 +74,4 @@ def batches(
     for start in range(0, len(samples), size):
         some = samples[start : start + size]
         requests = [asking.request(s, vlm.processor.tokenizer) for s in some]
-        yield some, collate(vlm.processor, vlm.image_token_id, requests)
+        yield some, collated(vlm, requests)

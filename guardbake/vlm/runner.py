@@ -49,9 +49,21 @@ class Session:
         assert isinstance(layers, nn.ModuleList)
         return self.guard.installed(layers, self.vlm.family.feed_forward)
 
+    @property
+    def resumes(self) -> int:
+        """The first column that differs for another guard of the same prompt, whose cache before
+        it stays: the last token's, or 0 where tokens before that see it."""
+        mutual = self.prompt.mutual
+        return 0 if mutual is not None and mutual[:, -1].any() else self.prompt.mask.shape[1] - 1
+
     def feed(self, stop: int) -> Tensor:
-        """Prompt tokens up to `stop`, not including it: hidden states [B, stop - fed, d]."""
+        """Prompt tokens up to `stop`, not including it: hidden states [B, stop - fed, d].
+
+        They must not end between tokens that see each other, see `batch.prefill_stops`.
+        """
         start, deepstack = self.fed, self.prompt.deepstack
+        if start == stop:
+            return self.prompt.embeds[:, :0]
         return self._call(
             self.prompt.embeds[:, start:stop],
             self.prompt.positions[..., start:stop],
@@ -99,6 +111,7 @@ class Session:
                 whole.mask[chosen],
                 whole.image[chosen],
                 None if whole.deepstack is None else whole.deepstack[:, chosen],
+                None if whole.mutual is None else whole.mutual[chosen],
             ),
             None,
         )
@@ -131,11 +144,12 @@ class Session:
             for site in sites:
                 see = partial(_keep_last, rows, site)
                 stack.enter_context(on_site(layers, self.vlm.family.feed_forward, site, see))
+            embeds = self.prompt.embeds
+            embeds = embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
+            whole = mask.bool() if self.vlm.family.mask == "prefix" else None
             self._decoder(
-                inputs_embeds=self.prompt.embeds.gather(
-                    1, order[..., None].expand(-1, -1, self.prompt.embeds.shape[-1])
-                ),
-                attention_mask=mask,
+                inputs_embeds=embeds,
+                attention_mask=self._visible(embeds, positions, mask, whole, None),
                 position_ids=positions.expand(*self.prompt.positions.shape[:-2], -1, -1),
                 use_cache=False,
             )
@@ -151,16 +165,13 @@ class Session:
     ) -> Tensor:
         if self.guard is not None:
             self.guard.attention_mask, self.guard.image_mask = mask, image
-        seen: Any = mask
-        if self.vlm.family.mask == "image" and image.any():
-            seen = self._with_images(embeds, positions, mask)
         more: dict[str, Any] = {}
         if deepstack is not None:  # transformers wants the image tokens' rows alone
             rows = [level[image] for level in deepstack]
             more = {"visual_pos_masks": image, "deepstack_visual_embeds": rows}
         out = self._decoder(
             inputs_embeds=embeds,
-            attention_mask=seen,
+            attention_mask=self._visible(embeds, positions, mask, self.prompt.mutual, self.cache),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
@@ -170,16 +181,29 @@ class Session:
         hidden: Tensor = out.last_hidden_state
         return hidden
 
-    def _with_images(self, embeds: Tensor, positions: Tensor, mask: Tensor) -> Any:
-        """transformers' own masks, by kind of layer, for a call with image tokens."""
+    def _visible(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        mutual: Tensor | None,
+        cache: DynamicCache | None,
+    ) -> Any:
+        """The mask [B, total], or where tokens see each other transformers' own of it.
+
+        mutual: of the prompt. Its type of token is 1 for an image's, but 0 for a prefix's.
+        """
+        if mutual is None:
+            return mask
         model: Any = self.vlm.model
+        prefix = self.vlm.family.mask == "prefix"
         return model.create_masks_for_generate(
             config=model.config,
             inputs_embeds=embeds,
             attention_mask=mask,
-            past_key_values=self.cache,
+            past_key_values=cache,
             position_ids=positions,
-            token_type_ids=self.prompt.image[:, : mask.shape[1]].long(),
+            token_type_ids=(mutual ^ prefix)[:, : mask.shape[1]].long(),
         )
 
 
@@ -234,7 +258,7 @@ class TorchRunner:
         record = _Record(session)
         with session.guarded():
             hidden = []
-            for stop in prefill_stops(batch, chunk, self.vlm.family.mask == "image"):
+            for stop in prefill_stops(batch, chunk, self.vlm.family.mask):
                 hidden.append(session.feed(stop))
                 record.see()
             prefill = torch.cat(hidden, 1)[:, 0 if keep_prefill else -1 :]

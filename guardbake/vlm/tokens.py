@@ -12,18 +12,20 @@ from PIL import Image
 
 from guardbake.batch import Batch
 from guardbake.errors import UnsupportedError, UsageError
-from guardbake.vlm.catalog import PositionKind
+from guardbake.vlm.catalog import PositionKind, PromptKind
 
 Array = npt.NDArray[Any]
 Request = tuple[str, Image.Image | None]
 
 
-def collate(processor: Any, image_token_id: int, requests: Sequence[Request]) -> Batch:
-    """Tokenise each request on its own with the checkpoint's chat template, then left-pad.
+def collate(
+    processor: Any, image_token_id: int, requests: Sequence[Request], prompt: PromptKind = "chat"
+) -> Batch:
+    """Tokenise each request on its own as the family is asked, then left-pad.
 
     Each request is (text, image or None). One at a time, so that a request's tokens and pixels
     cannot depend on its neighbours in the batch. Raises UnsupportedError for an image that the
-    processor pads.
+    processor pads, and for a text without one where the family is asked beside a picture always.
     """
     if not requests:
         raise UsageError(
@@ -32,7 +34,8 @@ def collate(processor: Any, image_token_id: int, requests: Sequence[Request]) ->
             where="collate",
             remedy="pass a request",
         )
-    encoded = [_encode(processor, text, image) for text, image in requests]
+    encode = _encode if prompt == "chat" else _encode_beside
+    encoded = [encode(processor, text, image) for text, image in requests]
     length = max(e["input_ids"].shape[1] for e in encoded)
     ids = np.full((len(encoded), length), processor.tokenizer.pad_token_id or 0, np.int64)
     mask = np.zeros((len(encoded), length), np.int64)
@@ -110,6 +113,18 @@ def _encode(processor: Any, text: str, image: Image.Image | None) -> dict[str, A
         return_dict=True,
         processor_kwargs={"return_tensors": "np"},
     )
+    return {key: np.asarray(value) for key, value in encoded.items()}
+
+
+def _encode_beside(processor: Any, text: str, image: Image.Image | None) -> dict[str, Array]:
+    if image is None:
+        raise UnsupportedError(
+            found="words without a picture",
+            expected="words beside one: the family has no prompt for words alone",
+            where="the model's processor",
+            remedy='ask them beside a blank picture, the form "blank"',
+        )
+    encoded = processor(images=image, text=f"{processor.image_token}{text}", return_tensors="np")
     return {key: np.asarray(value) for key, value in encoded.items()}
 
 

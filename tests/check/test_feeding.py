@@ -76,7 +76,7 @@ def broken(batch: Batch, slip: str) -> list[str]:
         ("", []),
         ("padding", ["padded by 5 more", "in one call without a cache", "each alone"]),
         ("batch", ["each alone"]),
-        ("chunk", ["in pieces of 7"]),
+        ("chunk", ["in pieces of 7 where the mask allows"]),
     ],
 )
 def test_a_way_that_matters_is_seen(batch: Batch, slip: str, ways: list[str]) -> None:
@@ -104,4 +104,4 @@ def test_without_a_budget_nothing_is_fed(batch: Batch) -> None:
     whole = Counter().run(batch, 3, np.ones((3, 3), np.int64))
     ways = fed_otherwise(Counter(), batch, whole)
     assert same_however_fed(ways, whole, replace(BUDGETS, cache=None)) == []
-    assert next(ways)[0] == "in pieces of 7"  # none had been run
+    assert next(ways)[0] == "in pieces of 7 where the mask allows"  # none had been run

@@ -21,6 +21,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 STOCK: Any = transformers
 """transformers without its types: few of its constructors carry any."""
@@ -110,6 +111,15 @@ def _smolvlm() -> tuple[Any, Any]:
     return STOCK.SmolVLMForConditionalGeneration(config), _cutting()
 
 
+def _paligemma() -> tuple[Any, Any]:
+    config = STOCK.PaliGemmaConfig(
+        text_config=STOCK.GemmaConfig(**_TEXT | {"tie_word_embeddings": True}, head_dim=8),
+        vision_config=STOCK.SiglipVisionConfig(**_TOWER, vision_use_head=False),
+        image_token_index=_IMAGE, projection_dim=32,
+    )  # fmt: skip
+    return STOCK.PaliGemmaForConditionalGeneration(config), _before_the_words()
+
+
 def _qwen2_vl() -> tuple[Any, Any]:
     rotary = {"type": "mrope", "rope_type": "default", "mrope_section": [2, 1, 1]}
     config = STOCK.Qwen2VLConfig(
@@ -143,6 +153,7 @@ MAKERS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "internvl": _internvl,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
+    "paligemma": _paligemma,
     "qwen2_vl": _qwen2_vl,
     "qwen3_vl": _qwen3_vl,
     "smolvlm": _smolvlm,
@@ -192,6 +203,13 @@ def _one_size() -> Any:
         image_processor=pixels, tokenizer=_tokenizer(marks), image_seq_length=4,
         chat_template=_TEMPLATE.replace("<image>", marks["boi_token"]),
     )  # fmt: skip
+
+
+def _before_the_words() -> Any:
+    """Every image resized to one size, 16 tokens in front; no chat template."""
+    pixels = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, **_HALF)
+    pixels.image_seq_length = (SIDE // PATCH) ** 2
+    return STOCK.PaliGemmaProcessor(image_processor=pixels, tokenizer=_tokenizer())
 
 
 def _laying(strategy: str) -> Any:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from guardbake.batch import Batch
 from guardbake.vlm.load import hash_files, load_vlm
-from guardbake.vlm.tokens import Request, collate
+from guardbake.vlm.requests import collated
+from guardbake.vlm.tokens import Request
 
 from guardbake_onnx import OnnxExporter
 from guardbake_onnx.runner import OnnxRunner
@@ -32,17 +33,22 @@ def member(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def asked() -> list[Request]:
-    """A wide picture, text alone, a tall picture: three lengths."""
-    return [("how to paint a wall", noise(60, 100)), ("open", None), ("how to", noise(90, 40))]
+def asked(member: Exported) -> list[Request]:
+    """A wide picture, text alone if that can be asked, a tall picture: three lengths."""
+    beside = None if member.vlm.family.imageless else noise(33, 33)
+    return [("how to paint a wall", noise(60, 100)), ("open", beside), ("how to", noise(90, 40))]
 
 
 @pytest.fixture(scope="session")
 def mixed(member: Exported, asked: list[Request]) -> Batch:
     """All three, left-padded."""
-    batch = collate(member.vlm.processor, member.vlm.image_token_id, asked)
+    batch = collated(member.vlm, asked)
     assert len(set(batch.prompt_lengths.tolist())) == 3
-    assert (batch.image_mask.sum(axis=1) > 0).tolist() == [True, False, True]
+    assert (batch.image_mask.sum(axis=1) > 0).tolist() == [
+        True,
+        not member.vlm.family.imageless,
+        True,
+    ]
     return batch
 
 

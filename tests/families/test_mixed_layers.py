@@ -84,11 +84,11 @@ def _is(tensor: ir.TensorProtocol, number: int) -> bool:
 
 
 def test_no_piece_of_a_prefill_ends_within_an_image(member: Exported, mixed: Batch) -> None:
-    pieces = prefill_stops(mixed, 2, whole_images=True)
+    pieces = prefill_stops(mixed, 2, "image")
     assert pieces[-1] == mixed.input_ids.shape[1]
     for stop in pieces[:-1]:
         assert not (mixed.image_mask[:, stop - 1] & mixed.image_mask[:, stop]).any()
-    assert prefill_stops(mixed, 2, whole_images=False) == [*range(2, pieces[-1], 2), pieces[-1]]
+    assert prefill_stops(mixed, 2, "causal") == [*range(2, pieces[-1], 2), pieces[-1]]
     whole = member.runner.run(mixed, 2)
     cut = member.runner.run(mixed, 2, whole.tokens, chunk=2)
     assert largest_difference(cut.step_logits, whole.step_logits) <= LOGITS

@@ -18,7 +18,8 @@ LOGITS = 1e-4
 def torch_trace(vlm: Vlm, batch: Batch, forced: Any) -> tuple[Any, Any]:
     """Prefill logits [B, T, V] and the logits of each step [B, n, V], fed with forced [B, n].
 
-    Positions come from get_rope_index or the mask.
+    Positions come from get_rope_index or the mask; a PaliGemma's count from 1, as generate() has
+    them.
     """
     model: Any = vlm.model
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
@@ -34,6 +35,9 @@ def torch_trace(vlm: Vlm, batch: Batch, forced: Any) -> tuple[Any, Any]:
         after = mask.sum(1, keepdim=True)
     if vlm.family.mask == "image":
         images["token_type_ids"] = torch.from_numpy(batch.image_mask.astype(np.int64))
+    if vlm.family.mask == "prefix":
+        images["token_type_ids"] = torch.zeros_like(ids)
+        positions, after = positions + 1, after + 1
     with torch.no_grad():
         out = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **images

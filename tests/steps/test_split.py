@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from guardbake.errors import RecipeError
 from guardbake.recipe import Recipe, SplitSection, load_recipe
-from guardbake.samples import FORMS, Sample
+from guardbake.samples import FORMS, SENSED, Sample, plainest
+from guardbake.steps.fit import FIT_FORMS
 from guardbake.steps.parity import mixed
 from guardbake.steps.split import Splits, split_samples
 from guardbake.vlm.catalog import models_root
@@ -94,3 +96,14 @@ def test_a_mixed_batch_takes_every_form_in_turn() -> None:
     shown = [Sample("x", "harmless", "image", "a", i, b"x") for i in range(3)]
     forms = [s.form for s in mixed([*drawn, *shown])]
     assert forms == [*FORMS, "image", *FORMS, "image", "image"]
+
+
+def test_words_of_a_model_that_is_always_shown_a_picture_are_asked_once(root: Path) -> None:
+    """Beside a blank one, under that name: the same request counts as one."""
+    splits = replace(_split(root, _recipe()), imageless=False)
+    assert splits.forms(SENSED) == ("blank", "natural", "typographic")
+    samples = splits.samples("fit", FIT_FORMS)
+    assert plainest(samples) == "blank"
+    asked = [(sample.source, sample.index, sample.form) for sample in samples]
+    assert len(set(asked)) == len(asked) == 2 * len(splits.prompts["fit"])
+    assert {form for _, _, form in asked} == {"blank", "typographic"}

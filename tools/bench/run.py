@@ -97,8 +97,8 @@ def _feeds(
     if description.deepstack:
         levels = (description.deepstack, 1, tokens, description.hidden)
         feeds["deepstack_embeds"] = rng.standard_normal(levels).astype(np.float32)
-    if description.mask == "image":
-        feeds["image_mask"] = np.zeros((1, tokens), bool)
+    if description.mask != "causal":
+        feeds["mutual_mask"] = np.zeros((1, tokens), bool)
     for layer in range(description.layers):
         for kind in ("key", "value"):
             cache = rng.standard_normal(shape).astype(np.float32)

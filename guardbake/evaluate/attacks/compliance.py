@@ -26,8 +26,8 @@ from guardbake.vlm.load import Vlm
 from guardbake.vlm.low_rank import merged
 from guardbake.vlm.pixels import pixel_path
 from guardbake.vlm.prompt import prepare
+from guardbake.vlm.requests import collated
 from guardbake.vlm.runner import Session
-from guardbake.vlm.tokens import collate
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ class Compliance:
         self._arm = arm
         shown = [Image.fromarray(image) for image in images]
         requests = list(zip(texts, shown, strict=True))
-        self._batch: Batch = collate(vlm.processor, vlm.image_token_id, requests)
+        self._batch: Batch = collated(vlm, requests)
         self._path = pixel_path(vlm, *images.shape[1:3])
         wanted = forced([turn_ids(vlm, turn, ends=False) for turn in turns])
         self._turns, self._wanted = wanted.tokens, wanted.real
