@@ -23,6 +23,8 @@ class Batch:
       (Qwen: [patches, 3 * t * p * p]; others: [tiles, 3, h, w]); None if no request has an image.
     image_grid_thw: [images, 3] int64 in patches, Qwen only.
     image_tiling: [images, 3] int64, LLaVA-NeXT and OneVision only: tiles, height and width px.
+    instruction_ids: [images, longest] int64, InstructBLIP only: the words beside each image as its
+      Q-Former's own tokenizer has them, -1 beyond their end.
     answered: how many columns on the right are no longer prompt but answer.
     """
 
@@ -33,6 +35,7 @@ class Batch:
     image_grid_thw: Array | None
     answered: int = 0
     image_tiling: Array | None = None
+    instruction_ids: Array | None = None
 
     @property
     def text_mask(self) -> Array:
@@ -122,10 +125,14 @@ def alone(batch: Batch, row: int) -> Batch:
 def _rows(batch: Batch, start: int, stop: int) -> Batch:
     """Requests `start` to `stop`, not including it, with their own images."""
     pixels, grid, tiling = batch.pixel_values, batch.image_grid_thw, batch.image_tiling
+    instruction = batch.instruction_ids
     if pixels is not None:
         own, size = _own_images(batch, start, stop, len(pixels))
         grid = grid[own] if grid is not None and own.any() else None
         tiling = tiling[own] if tiling is not None and own.any() else None
+        if instruction is not None:
+            instruction = instruction[own]
+            instruction = instruction[:, (instruction >= 0).any(axis=0)] if own.any() else None
         pixels = pixels[np.repeat(own, size)] if own.any() else None
     return Batch(
         batch.input_ids[start:stop],
@@ -135,6 +142,7 @@ def _rows(batch: Batch, start: int, stop: int) -> Batch:
         grid,
         batch.answered,
         tiling,
+        instruction,
     )
 
 

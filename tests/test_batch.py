@@ -55,9 +55,13 @@ def test_a_request_alone_has_its_own_images_and_no_padding() -> None:
 def test_square_images_are_told_apart_by_their_tokens() -> None:
     ids = np.array([[5, 9, 9, 6], [5, 6, 7, 8], [9, 9, 6, 7]])
     pixels = np.arange(2.0)[:, None, None, None]
-    whole = Batch(ids, np.ones_like(ids), ids == 9, pixels, None)
-    shown = [alone(whole, row).pixel_values for row in range(3)]
+    words = np.array([[3, 4, 5], [6, -1, -1]])
+    whole = Batch(ids, np.ones_like(ids), ids == 9, pixels, None, instruction_ids=words)
+    rows = [alone(whole, row) for row in range(3)]
+    shown = [row.pixel_values for row in rows]
     assert [None if each is None else each.ravel().tolist() for each in shown] == [[0], None, [1]]
+    read = [row.instruction_ids for row in rows]
+    assert [None if each is None else each.tolist() for each in read] == [[[3, 4, 5]], None, [[6]]]
 
 
 def test_what_is_answered_is_no_prompt() -> None:

@@ -25,22 +25,35 @@ def vision_inputs(
     pixel_values: Array,
     image_grid_thw: Array | None = None,
     image_tiling: Array | None = None,
+    instruction_ids: Array | None = None,
 ) -> dict[str, Array]:
     """The feeds of vision.onnx.
 
     Towers of tiles: pixel_values [tiles, 3, h, w], and for anyres what `packed_features` says of
-    image_tiling. Towers of patches: pixel_values [patches, 3 * t * p * p] and, from image_grid_thw
-    [images, 3] in patches: position_ids [patches, 2] and cu_seqlens [segments + 1], for qwen2_5_vl
-    window_index [tokens] and cu_window_seqlens [windows + 1] as well, all int64, for qwen3_vl
-    interp_indices [patches, 4] and interp_weights [patches, 4] float32. Raises UsageError if the
-    grids do not add up to the patches, or the tilings to the tiles.
+    image_tiling; behind a Q-Former instruction_ids [tiles, longest], -1 beyond the end, as
+    qformer_input_ids and qformer_attention_mask int64. Towers of patches: pixel_values [patches,
+    3 * t * p * p] and, from image_grid_thw [images, 3] in patches: position_ids [patches, 2] and
+    cu_seqlens [segments + 1], for qwen2_5_vl window_index [tokens] and cu_window_seqlens
+    [windows + 1] as well, all int64, for qwen3_vl interp_indices [patches, 4] and interp_weights
+    [patches, 4] float32. Raises UsageError if the grids do not add up to the patches, or the
+    tilings to the tiles.
     """
     if geometry.kind == "anyres":
         return {"pixel_values": pixel_values} | packed_features(
             geometry, len(pixel_values), image_tiling
         )
+    if instruction_ids is not None:
+        read = (instruction_ids >= 0).astype(np.int64)
+        words = {"qformer_input_ids": instruction_ids * read, "qformer_attention_mask": read}
+        return {"pixel_values": pixel_values} | words
     if geometry.image_size:
         return {"pixel_values": pixel_values}
+    return _patch_inputs(geometry, pixel_values, image_grid_thw)
+
+
+def _patch_inputs(
+    geometry: VisionGeometry, pixel_values: Array, image_grid_thw: Array | None
+) -> dict[str, Array]:
     if image_grid_thw is None or int(image_grid_thw.prod(axis=1).sum()) != len(pixel_values):
         raise UsageError(
             found=f"{len(pixel_values)} patches and image_grid_thw "

@@ -99,7 +99,11 @@ class ExecutorRunner:
             return {}
         vision, geometry = self._executor("vision"), self.description.vision
         feeds = vision_inputs(
-            geometry, batch.pixel_values, batch.image_grid_thw, batch.image_tiling
+            geometry,
+            batch.pixel_values,
+            batch.image_grid_thw,
+            batch.image_tiling,
+            batch.instruction_ids,
         )
         given = {name: feeds[name].astype(vision.inputs[name].dtype) for name in feeds}
         return vision.run(given, {}, frozenset())[0]

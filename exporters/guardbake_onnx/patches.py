@@ -96,7 +96,7 @@ def trace_patches(model: PreTrainedModel, family: Family, whole: bool) -> Tower:
         _numbered(tower, "deepstack_visual_indexes", traced),
     ):
         graph = trace(_Patches(tower), inputs, dynamic, list(inputs), outputs)
-    return Tower(graph, f"{family.vision.rpartition('.')[2]}.{stack}", kinds)
+    return Tower(graph, {f"{family.vision.rpartition('.')[2]}.{stack}": kinds})
 
 
 def _kind(tower: Any, layer: int) -> str:

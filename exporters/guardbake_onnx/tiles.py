@@ -104,7 +104,7 @@ def trace_tiles(model: PreTrainedModel, family: Family, whole: bool) -> Tower:
         only_layers(tower, stack, traced),
     ):
         graph = trace(module, inputs, dynamic, list(inputs), ["image_features"])
-    return Tower(graph, f"{family.vision.rpartition('.')[2]}.{stack}", kinds)
+    return Tower(graph, {f"{family.vision.rpartition('.')[2]}.{stack}": kinds})
 
 
 def _layers(config: Any, family: Family, depth: int) -> tuple[list[str], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class Tower:
-    """graph: as `trace` left it. layers: path of the stack of layers in it. kinds: the kind of
-    every layer of the whole stack; the graph has those of `template_layers(kinds)` or all."""
+    """graph: as `trace` left it. stacks: by path of a stack of layers in it the kind of every layer
+    of the whole stack; the graph has those of `template_layers(kinds)` or all."""
 
     graph: ir.Model
-    layers: str
-    kinds: list[str]
+    stacks: Mapping[str, list[str]]
 
 
 def stack_of(tower: torch.nn.Module) -> str:

@@ -12,6 +12,7 @@ from guardbake.vlm.catalog import Family, VisionKind
 from guardbake_onnx import tidy
 from guardbake_onnx.parameters import order_parameters
 from guardbake_onnx.patches import trace_patches
+from guardbake_onnx.queries import QFORMER, QUERIES, trace_queries
 from guardbake_onnx.replicate import replicate
 from guardbake_onnx.tiles import NEWLINE, trace_tiles
 from guardbake_onnx.tower import Tower
@@ -21,6 +22,7 @@ _TRACES: Mapping[VisionKind, Callable[[PreTrainedModel, Family, bool], Tower]] =
     "clip": trace_tiles,
     "idefics3": trace_tiles,
     "internvl": trace_tiles,
+    "qformer": trace_queries,
     "qwen2_5_vl": trace_patches,
     "qwen2_vl": trace_patches,
     "qwen3_vl": trace_patches,
@@ -40,11 +42,13 @@ def capture_vision(model: PreTrainedModel, family: Family, whole: bool = False) 
     tidy.transpose_weights(traced)
     tidy.simplify(traced)
     if not whole:
-        replicate(traced.graph, tower.layers, tower.kinds)
+        for path, kinds in tower.stacks.items():
+            replicate(traced.graph, path, kinds)
     tidy.name_by_module(traced, {}, {})
     tidy.strip_metadata(traced)
     parent = family.vision.rpartition(".")[0]
     parts = [path for path in (family.vision, family.projector) if path]
-    roots = {path.rpartition(".")[2]: path for path in [*parts, f"{parent}.{NEWLINE}"]}
+    parts += [f"{parent}.{name}".lstrip(".") for name in (NEWLINE, QFORMER, QUERIES)]
+    roots = {path.rpartition(".")[2]: path for path in parts}
     order_parameters(traced.graph, roots)
     return traced

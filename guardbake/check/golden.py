@@ -23,7 +23,7 @@ from guardbake.errors import MalformedError
 from guardbake.plugins import Trace
 
 Array = npt.NDArray[Any]
-_IMAGES = ("pixel_values", "image_grid_thw", "image_tiling")
+_IMAGES = ("pixel_values", "image_grid_thw", "image_tiling", "instruction_ids")
 _FEEDS = ("input_ids", "attention_mask", "image_mask", *_IMAGES)
 _TRACE = (
     "tokens",

@@ -11,6 +11,7 @@ from pathlib import Path
 from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import DECODER, GUARD
 from guardbake.steps.recheck import GOLDEN
+from guardbake.vlm.load import QFORMER_TOKENIZER
 
 ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
 _PROCESSOR = (
@@ -40,7 +41,8 @@ def bundle_files(
     processor/ is what turns requests into tokens and pixels: the checkpoint's own files.
     """
     files = {path.name: path for path in sorted(exported.iterdir())}
-    files |= {f"processor/{n}": checkpoint / n for n in _PROCESSOR if (checkpoint / n).is_file()}
+    names = [*_PROCESSOR, *(f"{QFORMER_TOKENIZER}/{name}" for name in _PROCESSOR)]
+    files |= {f"processor/{n}": checkpoint / n for n in names if (checkpoint / n).is_file()}
     files[DECODER] = guarded / DECODER
     files[GUARD] = fitted / GUARD
     files[GOLDEN] = parity / GOLDEN

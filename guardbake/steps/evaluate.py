@@ -132,7 +132,9 @@ class Evaluation:
         self._made: dict[str, _Given] = {}
         self._judges = [Judging(judge, root, stages) for judge in self.section.judges]
         self.searches = Searches(vlm, recipe, splits, root, typography, stages, advance)
-        self.columns = columns(self.section, splits.prompts["test"], typography, root)
+        self.columns = columns(
+            self.section, splits.prompts["test"], typography, root, splits.imageless
+        )
         self.columns += self.searches.columns()
         self._benchmarks = benchmarks(self.section, splits, typography, root)
 

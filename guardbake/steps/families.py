@@ -69,12 +69,25 @@ def is_published(prompt: Prompt) -> bool:
 
 
 def columns(
-    section: EvaluateSection, prompts: Sequence[Prompt], typography: Typography, root: Path
+    section: EvaluateSection,
+    prompts: Sequence[Prompt],
+    typography: Typography,
+    root: Path,
+    imageless: bool = True,
 ) -> list[Column]:
     """Every column of the recipe but those that PGD makes, harmful ones first.
 
-    prompts: the test split. Raises RecipeError for a family that no prompt belongs to.
+    prompts: the test split. imageless: whether the model can be asked in words alone. Raises
+    RecipeError for a family that no prompt belongs to, and for words alone that cannot be asked.
     """
+    alone = sorted({"text", "templates"} & {*section.attacks, *section.benign})
+    if alone and not imageless:
+        raise RecipeError(
+            found=f"{' and '.join(alone)}, words alone",
+            expected="families with a picture: the model is never asked without one",
+            where="section evaluate",
+            remedy='name "blank" in the place of "text", and leave "templates" out',
+        )
     out: list[Column] = []
     for label in LABELS:
         odd = section.lookalikes if label == "harmless" else []

@@ -18,16 +18,26 @@ from guardbake.batch import MaskKind
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 
 PositionKind = Literal["sequential", "mrope"]
-PromptKind = Literal["chat", "picture"]
-"""How words are asked: "chat" by the checkpoint's chat template, beside a picture or without one,
-"picture" as they are and beside a picture always, which the processor has no prompt without."""
+PromptKind = Literal["chat", "words", "marked words"]
+"""How words are asked: "chat" by the checkpoint's chat template, beside a picture or without one.
+The others as they are, and beside a picture always: the processor has no prompt without. It puts
+the image tokens in front itself, or, of "marked words", where the text marks them."""
 VisionKind = Literal[
-    "anyres", "clip", "idefics3", "internvl", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "siglip"
+    "anyres",
+    "clip",
+    "idefics3",
+    "internvl",
+    "qformer",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "siglip",
 ]
 """How a tower is fed. Tiles of one size, so many tokens each: "clip" (the hidden states that the
 configuration chooses), "internvl" (those, neighbours made one), "idefics3" and "siglip" (the last
-state). "anyres": tiles of one image laid out as the image, in rows that end in a newline. Packed
-patches of any grid: "qwen2_vl", "qwen2_5_vl" (in windows), "qwen3_vl" (with deepstack features)."""
+state), "qformer" (that, as queries see it that read the words too). "anyres": tiles of one image
+laid out as the image, in rows that end in a newline. Packed patches of any grid: "qwen2_vl",
+"qwen2_5_vl" (in windows), "qwen3_vl" (with deepstack features)."""
 
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "family": ("name", "model_type", "image_token", "prompt", "position", "mask"),

@@ -26,6 +26,8 @@ from guardbake.vlm.catalog import Family, family_of
 
 _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
 INDEX = "model.safetensors.index.json"
+QFORMER_TOKENIZER = "qformer_tokenizer"
+"""The folder of a second tokenizer, which a processor with a Q-Former keeps in the checkpoint's."""
 _DIGESTED = (".json", ".jinja", ".model", ".safetensors", ".txt")
 
 
@@ -166,8 +168,9 @@ def digest_checkpoint(folder: Path) -> str:
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    files = sorted(p for p in folder.iterdir() if p.suffix in _DIGESTED and p.is_file())
-    states = {file.name: file.stat() for file in files}
+    found = [*folder.iterdir(), *folder.glob(f"{QFORMER_TOKENIZER}/*")]
+    files = sorted(path for path in found if path.suffix in _DIGESTED and path.is_file())
+    states = {file.relative_to(folder).as_posix(): file.stat() for file in files}
     return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in states.items()}
 
 

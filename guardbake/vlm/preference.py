@@ -77,13 +77,8 @@ def refine(
     alone behind a gate. Raises MalformedError for others, and if a vector of the start is zero;
     UnsupportedError for the last token alone where tokens before it see what is added there.
     """
-    if vlm.family.mask == "prefix" and not whole_prompt:
-        raise UnsupportedError(
-            found="vectors on the last token of a prompt whose tokens see each other",
-            expected="a causal mask, or vectors on the whole prompt",
-            where=f"the family {vlm.family.name}",
-            remedy="refine for a guard of profile always, or leave the candidate out",
-        )
+    if not whole_prompt:
+        _demand_unseen(vlm)
     origin = {site: torch.tensor(vector, dtype=torch.float32) for site, vector in start.items()}
     lengths = {site: float(vector.norm()) for site, vector in origin.items()}
     _demand(exchanges, lengths, ["harmful", "harmless"] if whole_prompt else ["harmful"])
@@ -139,6 +134,17 @@ def _adding(vlm: Vlm, vectors: Vectors) -> Iterator[None]:
 
 def _add(vector: Tensor, y: Tensor) -> Tensor:
     return (y + vector).to(y.dtype)
+
+
+def _demand_unseen(vlm: Vlm) -> None:
+    """That no other token of a prompt sees its last one."""
+    if vlm.family.mask == "prefix":
+        raise UnsupportedError(
+            found="vectors on the last token of a prompt whose tokens see each other",
+            expected="a causal mask, or vectors on the whole prompt",
+            where=f"the family {vlm.family.name}",
+            remedy="refine for a guard of profile always, or leave the candidate out",
+        )
 
 
 def _demand(

@@ -41,7 +41,7 @@ def prepare(vlm: Vlm, batch: Batch, pixels: Tensor | None = None) -> Prompt:
 
     pixels: in place of the batch's own pixel_values, of their shape; gradients reach them.
     """
-    inner: Any = vlm.model.model
+    inner: Any = getattr(vlm.model, "model", vlm.model)
     ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
     embeds = vlm.model.get_input_embeddings()(ids)
     deepstack = None
@@ -87,6 +87,10 @@ def image_arguments(family: Family, batch: Batch, pixels: Tensor) -> dict[str, T
     if batch.image_tiling is not None:
         sizes = torch.from_numpy(batch.image_tiling[:, 1:])
         return {"pixel_values": pixels, "image_sizes": sizes}
+    if batch.instruction_ids is not None:
+        ids = torch.from_numpy(batch.instruction_ids)
+        read = {"qformer_input_ids": ids.clamp(min=0), "qformer_attention_mask": (ids >= 0).long()}
+        return {"pixel_values": pixels} | read
     # Idefics3 counts the tiles of each request; here they are one request's
     tiled = family.vision_kind == "idefics3"
     return {"pixel_values": pixels[None] if tiled else pixels}

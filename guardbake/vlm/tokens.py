@@ -34,8 +34,7 @@ def collate(
             where="collate",
             remedy="pass a request",
         )
-    encode = _encode if prompt == "chat" else _encode_beside
-    encoded = [encode(processor, text, image) for text, image in requests]
+    encoded = [_encode(processor, text, image, prompt) for text, image in requests]
     length = max(e["input_ids"].shape[1] for e in encoded)
     ids = np.full((len(encoded), length), processor.tokenizer.pad_token_id or 0, np.int64)
     mask = np.zeros((len(encoded), length), np.int64)
@@ -50,6 +49,7 @@ def collate(
         pixel_values=_concatenated([_whole_tiles(one) for one in encoded], "pixel_values"),
         image_grid_thw=_concatenated(encoded, "image_grid_thw"),
         image_tiling=_concatenated([_tiling(one) for one in encoded], "image_tiling"),
+        instruction_ids=_instructions(encoded),
     )
 
 
@@ -103,7 +103,12 @@ def next_positions(prompt_positions: Array, step: int) -> Array:
     return np.asarray(last + 1 + step)
 
 
-def _encode(processor: Any, text: str, image: Image.Image | None) -> dict[str, Array]:
+def _encode(
+    processor: Any, text: str, image: Image.Image | None, prompt: PromptKind
+) -> dict[str, Array]:
+    if prompt != "chat":
+        mark = processor.image_token if prompt == "marked words" else ""
+        return _encode_beside(processor, mark + text, image)
     content: list[dict[str, object]] = [] if image is None else [{"type": "image", "image": image}]
     content.append({"type": "text", "text": text})
     encoded = processor.apply_chat_template(
@@ -124,7 +129,7 @@ def _encode_beside(processor: Any, text: str, image: Image.Image | None) -> dict
             where="the model's processor",
             remedy='ask them beside a blank picture, the form "blank"',
         )
-    encoded = processor(images=image, text=f"{processor.image_token}{text}", return_tensors="np")
+    encoded = processor(images=image, text=text, return_tensors="np")
     return {key: np.asarray(value) for key, value in encoded.items()}
 
 
@@ -150,6 +155,17 @@ def _tiling(encoded: dict[str, Array]) -> dict[str, Array]:
     tiles = np.array([[encoded["pixel_values"].shape[1]]])
     sizes = np.concatenate([tiles, encoded["image_sizes"]], axis=1)
     return {"image_tiling": sizes.astype(np.int64)}
+
+
+def _instructions(encoded: Sequence[dict[str, Array]]) -> Array | None:
+    """What a Q-Former reads beside each image, -1 beyond the end of the shorter ones."""
+    rows = [one["qformer_input_ids"][0] for one in encoded if "qformer_input_ids" in one]
+    if not rows:
+        return None
+    ids = np.full((len(rows), max(len(row) for row in rows)), -1, np.int64)
+    for own, row in zip(ids, rows, strict=True):
+        own[: len(row)] = row
+    return ids
 
 
 def _concatenated(encoded: Sequence[dict[str, Array]], key: str) -> Array | None:

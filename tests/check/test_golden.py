@@ -17,7 +17,7 @@ from guardbake.plugins import Trace
 def _run() -> tuple[Batch, Trace]:
     ids = np.arange(6).reshape(2, 3)
     ones = np.ones((2, 3), np.int64)
-    batch = Batch(ids, ones, ones == 0, None, None)
+    batch = Batch(ids, ones, ones == 0, None, None, instruction_ids=ids - 1)
     trace = Trace(
         tokens=ids,
         prefill_logits=np.zeros((2, 3, 4), np.float32),
@@ -54,6 +54,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert not found.vectors.image_mask.any()
     assert np.array_equal(again.input_ids, batch.input_ids)
     assert again.pixel_values is None
+    assert np.array_equal(np.asarray(again.instruction_ids), batch.input_ids - 1)
     assert np.array_equal(seen.step_logits, trace.step_logits)
     assert seen.prefill_logits.shape == (2, 1, 4)
     assert seen.guard_score is None

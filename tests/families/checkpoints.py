@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import (
@@ -69,6 +70,18 @@ def _llava_onevision() -> tuple[Any, Any]:
         vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_9",
     )  # fmt: skip
     return STOCK.LlavaOnevisionForConditionalGeneration(config), _laying("full")
+
+
+def _instructblip() -> tuple[Any, Any]:
+    config = STOCK.InstructBlipConfig(
+        text_config=STOCK.LlamaConfig(**_TEXT), image_token_index=_IMAGE, num_query_tokens=4,
+        vision_config=STOCK.InstructBlipVisionConfig(**_TOWER),
+        qformer_config=STOCK.InstructBlipQFormerConfig(
+            vocab_size=len(_VOCABULARY), hidden_size=16, num_hidden_layers=6,
+            num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+        ),
+    )  # fmt: skip
+    return STOCK.InstructBlipForConditionalGeneration(config), _reading()
 
 
 def _internvl() -> tuple[Any, Any]:
@@ -150,6 +163,7 @@ def _qwen3_vl() -> tuple[Any, Any]:
 MAKERS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": _gemma3,
     "idefics3": _idefics3,
+    "instructblip": _instructblip,
     "internvl": _internvl,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
@@ -175,12 +189,12 @@ def make_checkpoint(family: str, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def _tokenizer(marks: Mapping[str, str] = MappingProxyType({})) -> Any:
+def _tokenizer(marks: Mapping[str, str] = MappingProxyType(_NAMED)) -> Any:
     core = Tokenizer(models.WordLevel(dict(_VOCABULARY), unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return STOCK.PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", eos_token="</s>",
-        bos_token="<s>", padding_side="left", extra_special_tokens=_NAMED | marks,
+        bos_token="<s>", padding_side="left", extra_special_tokens=dict(marks),
         additional_special_tokens=[*_MARKS, "<end_of_utterance>", *_GRID],
     )  # fmt: skip
 
@@ -200,7 +214,7 @@ def _one_size() -> Any:
     pixels = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}, **_HALF)
     marks = {"boi_token": "<fake_token_around_image>", "eoi_token": "<global-img>"}
     return STOCK.Gemma3Processor(
-        image_processor=pixels, tokenizer=_tokenizer(marks), image_seq_length=4,
+        image_processor=pixels, tokenizer=_tokenizer(_NAMED | marks), image_seq_length=4,
         chat_template=_TEMPLATE.replace("<image>", marks["boi_token"]),
     )  # fmt: skip
 
@@ -210,6 +224,15 @@ def _before_the_words() -> Any:
     pixels = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, **_HALF)
     pixels.image_seq_length = (SIDE // PATCH) ** 2
     return STOCK.PaliGemmaProcessor(image_processor=pixels, tokenizer=_tokenizer())
+
+
+def _reading() -> Any:
+    """Every image resized to one size, four tokens in front; a Q-Former is told the words too."""
+    pixels = BlipImageProcessorPil(size={"height": SIDE, "width": SIDE}, **_HALF)
+    return STOCK.InstructBlipProcessor(
+        image_processor=pixels, tokenizer=_tokenizer({}), qformer_tokenizer=_tokenizer({}),
+        num_query_tokens=4,
+    )  # fmt: skip
 
 
 def _laying(strategy: str) -> Any:

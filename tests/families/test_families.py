@@ -45,10 +45,10 @@ def test_image_features_equal_transformers(member: Exported, sizes: list[tuple[i
     requests = [("open", noise(*size)) for size in sizes]
     batch = collated(vlm, requests)
     assert batch.pixel_values is not None
-    model: Any = vlm.model
+    model: Any = getattr(vlm.model, "model", vlm.model)
     arguments = image_arguments(vlm.family, batch, torch.from_numpy(batch.pixel_values))
     with torch.no_grad():
-        expected = torch.cat(list(model.model.get_image_features(**arguments).pooler_output))
+        expected = torch.cat(list(model.get_image_features(**arguments).pooler_output))
     seen = member.runner.features(batch)
     assert seen is not None
     assert len(seen) == batch.image_mask.sum()

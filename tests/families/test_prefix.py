@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,9 @@ from guardbake.site import Site
 from guardbake.spec import GuardSpec, Profile
 from guardbake.vlm.behaviour import Questions
 from guardbake.vlm.likelihood import log_likelihoods
-from guardbake.vlm.load import read_config
 from guardbake.vlm.preference import Descent, refine
 from guardbake.vlm.prompt import prepare
-from guardbake.vlm.requests import Typography, batches, collated
+from guardbake.vlm.requests import Typography, batches
 from guardbake.vlm.runner import Session, TorchRunner
 
 from guardbake_onnx.loop import ExecutorRunner
@@ -133,24 +130,6 @@ def test_a_prompt_without_its_image_sees_itself_whole_too(
         mixed, 3, truth.tokens
     )
     assert largest_difference(seen.step_logits, truth.step_logits) <= LOGITS
-
-
-def test_words_alone_are_refused(member: Exported) -> None:
-    with pytest.raises(UnsupportedError, match=r'words without a picture.*"blank"') as refused:
-        collated(member.vlm, [("open", None)])
-    assert refused.value.exit_code == 3
-
-
-def test_a_checkpoint_with_another_text_model_is_refused(member: Exported, tmp_path: Path) -> None:
-    """PaliGemma 2, by its configuration and before its weights are looked for."""
-    shutil.copyfile(member.vlm.folder / "config.json", tmp_path / "config.json")
-    read_config(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["model_type"] = "gemma2"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedError, match="paligemma whose text model is a gemma2") as refused:
-        read_config(tmp_path)
-    assert refused.value.exit_code == 3
 
 
 def test_vectors_on_the_last_token_alone_are_not_refined(member: Exported) -> None:
