@@ -68,7 +68,7 @@ def test_every_folder_is_guarded_and_checked(
     ((graph, report),) = record["decoders"].items()
     agreements = report["self_check"]["agreements"]
     branches = 2 if name == "optimum-merged" else 1
-    nodes = 4 if name == "edgellm" else 5  # reading, tokens (none of packed ones), sensor, gate, edit
+    nodes = 4 if name == "edgellm" else 5  # reading, sensor, gate, edit; tokens where not packed
     assert len(report["nodes"]) == branches * nodes
     edited = agreements["layers.1.ffn_output while open"]
     assert edited["compared"] > 0
