@@ -43,20 +43,30 @@ def tokens_function(name: str, spec: GuardSpec, opset: int) -> ir.Function:
         counted = {"real": real, "tokens": tokens}
     later = op("CumSum", [new, op.constant(1, np.int64)], {"exclusive": 1, "reverse": 1})
     following = op("Where", [real, later, op.number(INT64_MAX)])  # padding is at no end
-    # how many follow the end; of a verdict, which is positive, more than follow any token
-    behind = op("Add", [total, given])
-    fed_before = op("GreaterOrEqual", [behind, here])
-    missed = op("And", [op("Less", [given, op.number(UNDECIDED)]), fed_before])
-    ends_here = op("Equal", [given, op.number(UNDECIDED)])
-    behind = op("Where", [ends_here, op.number(0), behind])
+    behind, known = _prompt_end(op, spec, given, total, here)
     outputs = {
         "asked": op("Equal", [following, behind]),
         "from_end": op("LessOrEqual", [following, behind]),
-        "known": op("Where", [missed, op.number(_all_open(spec)), given]),
-    } | counted
+        "known": known,
+        **counted,
+    }
     if any(edit.kind == "replace" for edit in spec.edits):
         outputs["last"] = op("Equal", [following, op.number(0)])
     return op.function(name, outputs, opset)
+
+
+def _prompt_end(
+    op: Body, spec: GuardSpec, given: ir.Value, total: ir.Value, here: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """[B,1] each: how many real tokens of the call follow the prompt's end, more than follow any
+    where there is a verdict, for that is positive; and the state, with every gate open where the
+    end was fed before this call and nobody was asked."""
+    behind = op("Add", [total, given])
+    fed_before = op("GreaterOrEqual", [behind, here])
+    missed = op("And", [op("Less", [given, op.number(UNDECIDED)]), fed_before])
+    known = op("Where", [missed, op.number(_all_open(spec)), given])
+    ends_here = op("Equal", [given, op.number(UNDECIDED)])
+    return op("Where", [ends_here, op.number(0), behind]), known
 
 
 def _remembered(
