@@ -7,20 +7,38 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from guardbake.bundle.manifest import CERTIFICATE, DECODER
 from guardbake.errors import RecipeError
+from guardbake.passes.locate import locate
 from guardbake.recipe import Half, load_recipe
+from guardbake.site import Site
 from guardbake.vlm.catalog import models_root
 
 from tests.bakes import TINY, Baked, guardbake
-from tests.mutation.faults_in_graph import PRESENCE, overflow, strip_edit
+from tests.mutation.faults_in_graph import PRESENCE, renumber, strip_edit
 
 Run = Callable[..., int]
 HALF = '\n[export]\nnumber = "float16"\n'
 NOISE = TINY.read_text().split("[parity.noise]")[1].split("\n\n")[0]
+
+
+def _damp(model: ir.Model) -> None:
+    """A fault of the model, not of its guard: a twentieth of an earlier FFN output is gone."""
+    site = Site(1, "ffn_output")
+    value = locate(model.graph, [site])[site].value
+    node, users = value.producer(), list(value.uses())
+    assert node is not None
+    factor = ir.val("factor", const_value=ir.tensor(np.float16(0.95), name="factor"))
+    model.graph.register_initializer(factor)
+    less = ir.node("Mul", [value, factor], name="less")
+    less.outputs[0].dtype, less.outputs[0].shape = value.dtype, value.shape
+    model.graph.insert_after(node, less)
+    for use in users:
+        use.node.replace_input_with(use.idx, less.outputs[0])
 
 
 def _recipe(folder: Path, *changes: tuple[str, str]) -> Path:
@@ -68,13 +86,13 @@ def test_its_certificate_says_where_each_budget_comes_from(half: Path, run: Run)
 @pytest.mark.parametrize(
     "plant",
     [
-        PRESENCE["alpha x 0.9"],
-        PRESENCE["basis x 1.01"],
+        renumber("Edit", "strength", lambda a: a * np.float32(0.9)),
+        renumber("Edit", "push", lambda a: a * np.float32(1.01)),
         PRESENCE["threshold at infinity"],
         strip_edit,
-        overflow,
+        _damp,
     ],
-    ids=["alpha x 0.9", "basis x 1.01", "threshold at infinity", "no edit", "overflow"],
+    ids=["alpha x 0.9", "push x 1.01", "threshold at infinity", "no edit", "FFN x 0.95"],
 )
 def test_a_fault_in_its_graph_is_seen(
     half: Path, tmp_path: Path, run: Run, plant: Callable[[ir.Model], object]

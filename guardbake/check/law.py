@@ -105,8 +105,8 @@ def _scores(
     limit = 2 * limit.max(axis=1, keepdims=True)  # of the token, and of the mean of earlier ones
     tokens = feeds["attention_mask"].shape[1]
     return [
-        _within(f"score of gate {gate}", scores - wanted, limit + 0 * scores),
-        _within("memory", seen[MEMORY_OUT] - memory, tokens * limit + 0 * memory),
+        _within(f"score of gate {gate}", scores - wanted, limit),
+        _within("memory", seen[MEMORY_OUT] - memory, tokens * limit),
     ]
 
 
