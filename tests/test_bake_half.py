@@ -14,7 +14,8 @@ import pytest
 from guardbake.bundle.manifest import CERTIFICATE, DECODER
 from guardbake.errors import RecipeError
 from guardbake.passes.locate import locate
-from guardbake.recipe import Half, load_recipe
+from guardbake.recipe import load_recipe
+from guardbake.recipe_engine import Half
 from guardbake.site import Site
 from guardbake.vlm.catalog import models_root
 

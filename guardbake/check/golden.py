@@ -38,6 +38,7 @@ _TRACE = (
 
 
 _REACHED = "vectors.reached."
+_UNREADABLE = (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError)
 _VECTORS = ("mask", "image_mask", "scores")
 
 
@@ -89,9 +90,12 @@ def load_golden(path: Path) -> Golden:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         names: Sequence[str] = json.loads(meta["guardbake.golden"])
         runs = {name: _run(arrays, name) for name in names}
-        noise, number, floors = float(meta["noise"]), meta["number"], json.loads(meta["floors"])
+        # before these two were stated there was float32 alone
+        number, said = meta.get("number", "float32"), json.loads(meta.get("floors", "{}"))
+        floors = {each: {k: float(v) for k, v in said[each].items()} for each in said}
+        noise = float(meta["noise"])
         return Golden(runs, _vectors(arrays), meta["guard"], noise, number, floors)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise MalformedError(
             found=f"{type(error).__name__}: {error}",
             expected="golden runs as guardbake bake writes them",

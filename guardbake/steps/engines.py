@@ -34,7 +34,7 @@ from guardbake.passes.insert import DIGEST_KEY, FOLD_KEY
 from guardbake.passes.verify import VerifyGuard
 from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, Number, find_engine_builder
 from guardbake.progress import Reporter
-from guardbake.recipe import EngineSection
+from guardbake.recipe_engine import EngineSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.folder import read_folder, unchanged
 from guardbake.steps.records import read_record

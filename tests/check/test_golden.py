@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from guardbake.batch import Batch
 from guardbake.check.golden import Golden, load_golden, save_golden
@@ -61,6 +64,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert seen.taps == {}
 
 
+def test_half_precision_is_kept_and_float32_is_meant_where_nothing_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "golden.safetensors"
+    floors = {"float16": {"logits": 0.01, "noise": 1e-3}}
+    save_golden(path, replace(_golden(), number="float16", floors=floors))
+    found = load_golden(path)
+    assert (found.number, found.floors) == ("float16", floors)
+    with safe_open(str(path), framework="np") as file:
+        meta, names = file.metadata(), list(file.keys())
+        arrays = {name: file.get_tensor(name) for name in names}
+    save_file(arrays, path, {key: meta[key] for key in ("guardbake.golden", "guard", "noise")})
+    found = load_golden(path)
+    assert (found.number, found.floors, found.noise) == ("float32", {}, 1e-6)
+    for wrong in ("[1]", '{"float16": 1}', '{"float16": {"logits": null}}', "{"):
+        save_file(arrays, path, {**meta, "floors": wrong})
+        with pytest.raises(MalformedError):
+            load_golden(path)
+
+
 def test_the_same_runs_are_the_same_bytes(tmp_path: Path) -> None:
     """Often enough: a random order of two entries is the same 12 times in 2000 cases only."""
     for name in "ab" * 6:
@@ -78,8 +99,6 @@ def test_a_truncated_file_is_malformed(tmp_path: Path, keep: int) -> None:
 
 
 def test_another_safetensors_file_is_malformed(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
     path = tmp_path / "golden.safetensors"
     save_file({"x": np.zeros(3)}, path)
     with pytest.raises(MalformedError, match="golden runs"):

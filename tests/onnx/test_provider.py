@@ -59,6 +59,7 @@ def _require_equal(one: Trace, other: Trace) -> None:
 
 def test_bound_inputs_and_outputs_change_no_bit(exported: Exported, mixed_batch: Batch) -> None:
     plain = ExecutorRunner(exported.runner.description, _plain(exported.folder))
+    assert plain.number == exported.runner.number == "float32"
     for chunk in (None, 4):
         wanted = plain.run(mixed_batch, STEPS, chunk=chunk)
         _require_equal(exported.runner.run(mixed_batch, STEPS, chunk=chunk), wanted)

@@ -11,7 +11,7 @@ import pytest
 
 from guardbake.errors import UnsupportedError
 from guardbake.plugins import EngineBuilder, EngineSizes, EngineTask, Number, Range
-from guardbake.recipe import EngineSection
+from guardbake.recipe_engine import EngineSection
 from guardbake.steps.engines import sizes_of
 
 from guardbake_tensorrt import EngineProfile, EngineRecord
