@@ -21,7 +21,7 @@ Change = Callable[[ir.Model], None]
 
 
 def calls(model: ir.Model, role: str) -> list[ir.Node]:
-    """The guard's nodes of one role (Edit, Reading, Sensor, Gate), in order."""
+    """The guard's nodes of one role (Edit, Reading, Tokens, Sensor, Gate), in order."""
     return [n for n in model.graph if n.domain == DOMAIN and role in n.op_type]
 
 
@@ -280,6 +280,7 @@ PRESENCE: dict[str, Change] = {
     "sensor at another layer": decoy_sensor,
     "gate of another profile": profile_of_tokens,
     "gate state preset": preset_state,
+    "gate that is never asked": in_body("Tokens", "Where", past(2)),
     "edit that ignores the gate": in_body("Edit", "Where", past(1)),
     "edit that gives its input": in_body("Edit", "Where", past(2)),
 }
