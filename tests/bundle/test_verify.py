@@ -64,7 +64,7 @@ def test_a_sound_bundle(bundle: Path, spec: GuardSpec) -> None:
     assert report.guard == spec.digest
     assert (report.files, report.rehashed, report.engine) == (9, 9, False)
     assert report.size == sum(p.stat().st_size for p in bundle.iterdir() if p.name != MANIFEST)
-    assert len(report.nodes) == 4
+    assert len(report.nodes) == 5  # reading, tokens, sensor, gate, edit
     assert verify_bundle(bundle) == report
 
 
@@ -280,4 +280,4 @@ print(len(verify_bundle(Path(sys.argv[1])).nodes))
 
 def test_it_needs_no_torch_and_no_runtime(bundle: Path, spawn: Spawn) -> None:
     output, _ = spawn(BLOCKED, bundle).communicate(timeout=30)
-    assert output == "4\n"
+    assert output == "5\n"
