@@ -143,11 +143,13 @@ def edit_another_layer(model: ir.Model) -> None:
 
 
 def swap_body(function: str, op: str, replace: Callable[[ir.Node], ir.Value | None]) -> Fault:
-    """Another way through one function: its last node of type `op` is passed by."""
+    """Another way through one function: its last output that a node of type `op` gives is its
+    input instead."""
 
     def plant(model: ir.Model) -> None:
         body = next(f for key, f in model.functions.items() if function in key[1])
-        last = [n for n in body if n.op_type == op][-1]
+        given = {id(value) for value in body.outputs}
+        last = [n for n in body if n.op_type == op and id(n.outputs[0]) in given][-1]
         value = replace(last)
         assert value is not None
         name = last.outputs[0].name
