@@ -16,8 +16,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
+from guardbake.bundle.graphs import load_graph
 from guardbake.errors import IntegrityError, MalformedError, ResourceFault, UsageError
 
 from guardbake_tensorrt.gate_sizes import size_gates
@@ -88,15 +88,7 @@ def read_graph(path: Path) -> ir.Model:
             where=str(path),
             remedy="correct the path",
         )
-    try:
-        model = ir.load(path)
-    except (DecodeError, ValueError) as error:
-        raise MalformedError(
-            found=f"bytes that do not decode ({error})",
-            expected="an ONNX model",
-            where=str(path),
-            remedy="export the file again",
-        ) from error
+    model = load_graph(path)
     if not model.ir_version or not model.graph.outputs:
         raise MalformedError(
             found="a model without version or outputs",

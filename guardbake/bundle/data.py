@@ -10,11 +10,12 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import onnx_ir as ir
 
 from guardbake.bundle.files import unsafe
+from guardbake.bundle.graphs import tensors_of
 from guardbake.errors import IntegrityError, MalformedError
 
 MAX_TENSORS = 1 << 17  # a 400-layer decoder of 4-bit blocks has a tenth of them
@@ -87,19 +88,7 @@ def stored_bytes(tensor: ir.ExternalTensor, path: Path) -> int:
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Initialisers and attributes of the graph, its subgraphs and its functions."""
-    graphs = [model.graph, *model.graph.subgraphs()]
-    for function in model.functions.values():
-        graphs += function.subgraphs()
-    nodes = [node for graph in graphs for node in graph]
-    nodes += [node for function in model.functions.values() for node in function]
-    tensors: list[Any] = [v.const_value for graph in graphs for v in graph.initializers.values()]
-    for node in nodes:
-        for attribute in node.attributes.values():
-            value = attribute.value
-            tensors += value if isinstance(value, list | tuple) else [value]
-    for tensor in tensors:
-        if isinstance(tensor, ir.ExternalTensor):
-            yield tensor
+    return (each for each in tensors_of(model) if isinstance(each, ir.ExternalTensor))
 
 
 def _amiss(found: str, expected: str, where: Path) -> NoReturn:

@@ -13,14 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-import onnx_ir as ir
-from google.protobuf.message import DecodeError
-from onnx_ir.serde import SerdeError
-
 from guardbake.artifact import load_guard
 from guardbake.bundle.canonical import parse
 from guardbake.bundle.data import check_external_data
 from guardbake.bundle.engine import check_engines
+from guardbake.bundle.graphs import ALTERED, load_graph
 from guardbake.bundle.manifest import (
     CERTIFICATE,
     DECODER,
@@ -39,12 +36,6 @@ from guardbake.passes.verify import VerifyGuard
 from guardbake.spec import GuardSpec
 
 _REMEDY = "do not ship this bundle: bake it again, or take it from its source"
-
-# How a graph that somebody altered makes its readers stumble: a node without an input, an attribute
-# of another type, a scope that is no list, data that cannot be read.
-_ALTERED = (
-    AssertionError, LookupError, OSError, SerdeError, SyntaxError, TypeError, ValueError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -202,7 +193,7 @@ def _check_decoder(path: Path, spec: GuardSpec) -> tuple[str, ...]:
     model = load_graph(path)
     try:
         return VerifyGuard(spec, str(path))(model).nodes
-    except (SiteError, *_ALTERED) as error:
+    except (SiteError, *ALTERED) as error:
         _amiss(f"a graph that cannot be read as guarded ({error})", "the guard's own graph", path)
 
 
@@ -216,14 +207,6 @@ CHECKS: Mapping[str, Callable[[Bundle], None]] = {
     "engine": _check_engine,
 }
 """What is verified, in order: each check relies on those before it."""
-
-
-def load_graph(path: Path) -> ir.Model:
-    """Read the graph without its external data; raises IntegrityError if it is not one."""
-    try:
-        return ir.load(path)
-    except (DecodeError, *_ALTERED) as error:
-        _amiss(f"a file that is not an ONNX graph ({error})", "an ONNX graph", path)
 
 
 def _amiss(found: str, expected: str, where: Path) -> NoReturn:

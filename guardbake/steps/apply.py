@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from guardbake.artifact import load_guard, require_model, save_guard
 from guardbake.bundle.folders import new_folder, refuse_existing
+from guardbake.bundle.graphs import load_graph
 from guardbake.bundle.manifest import GUARD
 from guardbake.bundle.publish import share_weights
 from guardbake.errors import IntegrityError, MalformedError, UnsupportedError
@@ -18,7 +19,7 @@ from guardbake.steps.carriers import carrier_of
 from guardbake.steps.feeds import head_size_of
 from guardbake.steps.folder import ModelFolder, read_folder, unchanged
 from guardbake.steps.records import file_digest, read_record, write_record
-from guardbake.steps.rewrite import fold, load_decoder, load_graph, rewrite, verify_rewritten
+from guardbake.steps.rewrite import fold, load_decoder, rewrite, verify_rewritten
 from guardbake.steps.runtimes import RUNTIMES, Runtime, RuntimeName, require_fit
 from guardbake.steps.self_check import self_check
 

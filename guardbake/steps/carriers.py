@@ -17,13 +17,13 @@ from typing import Any
 import onnx_ir as ir
 
 from guardbake.bundle.canonical import canonical_lines
+from guardbake.bundle.graphs import load_graph
 from guardbake.errors import MalformedError, UnsupportedError
 from guardbake.passes.carry import Slot
 from guardbake.passes.mark import MARKS, MarkEmbeddings
 from guardbake.spec import GuardSpec
 from guardbake.steps.folder import ModelFolder
 from guardbake.steps.records import read_record
-from guardbake.steps.rewrite import load_graph
 from guardbake.steps.runtimes import GENAI_CONFIG, Runtime
 
 CONFIG = "config.json"

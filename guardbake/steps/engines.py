@@ -25,6 +25,7 @@ from guardbake.bundle.engine_folder import (
 )
 from guardbake.bundle.files import FileEntry, describe, list_files
 from guardbake.bundle.folders import new_folder, refuse_existing
+from guardbake.bundle.graphs import load_graph
 from guardbake.bundle.manifest import GUARD, MANIFEST, RECIPE
 from guardbake.bundle.verify import verify_bundle
 from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError, UsageError
@@ -38,7 +39,6 @@ from guardbake.recipe_engine import EngineSection
 from guardbake.spec import GuardSpec
 from guardbake.steps.folder import read_folder, unchanged
 from guardbake.steps.records import read_record
-from guardbake.steps.rewrite import load_graph
 
 
 @dataclass(frozen=True)

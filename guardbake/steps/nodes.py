@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake import semantics as law
-from guardbake.bundle.verify import load_graph
+from guardbake.bundle.graphs import load_graph
 from guardbake.check.comparison import Budgets, Comparison
 from guardbake.check.golden_vectors import GoldenVectors
 from guardbake.check.law import Agreement, hold_to_law

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from guardbake.batch import Batch
 from guardbake.bundle.folders import partial_folder
+from guardbake.bundle.graphs import load_graph
 from guardbake.bundle.manifest import DECODER
 from guardbake.check.comparison import Budgets, Comparison
 from guardbake.check.distribution import rms
@@ -30,7 +31,6 @@ from guardbake.spec import GuardSpec
 from guardbake.steps.fit import Advance
 from guardbake.steps.nodes import hold_nodes
 from guardbake.steps.recheck import budgets_of
-from guardbake.steps.rewrite import load_graph
 from guardbake.steps.split import Splits
 from guardbake.vlm.load import Vlm, load_rounded
 from guardbake.vlm.requests import Typography, batches

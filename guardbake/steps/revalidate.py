@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from guardbake.artifact import load_guard, require_model
 from guardbake.bundle.files import describe
+from guardbake.bundle.graphs import load_graph
 from guardbake.diagnose.prompts import EmbeddedPrompt, embed_prompts
 from guardbake.errors import BehaviourError, UnsupportedError, UsageError
 from guardbake.fit.recalibrate import FormShift, recalibrated, reference_scores
@@ -28,7 +29,7 @@ from guardbake.semantics import CLOSED
 from guardbake.spec import GuardSpec
 from guardbake.steps.feeds import Feeds, head_size_of
 from guardbake.steps.folder import ModelFolder, read_folder, unchanged
-from guardbake.steps.rewrite import insert, load_decoder, load_graph
+from guardbake.steps.rewrite import insert, load_decoder
 from guardbake.steps.runtimes import PLUGINS
 from guardbake.steps.self_check import serialised
 from guardbake.steps.staging import Advance

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy.typing as npt
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
-from onnx_ir.serde import SerdeError
 
-from guardbake.errors import IntegrityError, MalformedError
+from guardbake.bundle.graphs import load_graph
+from guardbake.errors import IntegrityError
 from guardbake.passes.admit import admit
 from guardbake.passes.branches import decoders, require_twins
 from guardbake.passes.carry import CarryState, Slot, bare
@@ -25,19 +24,6 @@ from guardbake.passes.verify_fold import VerifyFold, require_same
 from guardbake.spec import GuardSpec
 
 Array = npt.NDArray[Any]
-
-
-def load_graph(path: Path) -> ir.Model:
-    """The graph with its weights left on disk; MalformedError if it is not ONNX."""
-    try:
-        return ir.load(path)
-    except (OSError, DecodeError, SerdeError, ValueError, KeyError) as error:
-        raise MalformedError(
-            found=f"{type(error).__name__}: {error}",
-            expected="an ONNX graph",
-            where=str(path),
-            remedy="export the model again",
-        ) from error
 
 
 def load_decoder(path: Path) -> ir.Model:

@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from guardbake.bundle.graphs import load_graph
 from guardbake.errors import IntegrityError, ParityError, UnsupportedError
 from guardbake.passes.functions import DOMAIN
 from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.steps.feeds import head_size_of
-from guardbake.steps.rewrite import insert, load_graph
+from guardbake.steps.rewrite import insert
 from guardbake.steps.self_check import require_session, self_check
 
 Fault = Callable[[ir.Model], None]
