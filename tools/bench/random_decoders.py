@@ -48,6 +48,8 @@ class Shape:
 SHAPES: dict[tuple[FamilyName, str], Shape] = {
     ("llava", "tiny"): Shape(128, 4, 4, 4, 384, 512),
     ("qwen2_5_vl", "tiny"): Shape(128, 4, 4, 2, 384, 512),
+    ("llava", "demo"): Shape(576, 30, 9, 3, 1536, 49152),
+    ("qwen2_5_vl", "demo"): Shape(576, 30, 9, 3, 1536, 49152),
     ("llava", "400m"): Shape(1024, 24, 16, 16, 3584, 32064),
     ("qwen2_5_vl", "400m"): Shape(1024, 24, 16, 4, 3584, 32064),
     ("llava", "7b"): Shape(4096, 32, 32, 32, 11008, 32064),
