@@ -89,6 +89,14 @@ Target = Literal["ort", "transformersjs"]
 """Whose loader finds its files in the folder: our runner's and plain onnxruntime, or that one's."""
 
 
+class Ahead(Protocol):
+    """Work of an exporter's that was begun in another process; leaving the context ends it."""
+
+    def __enter__(self) -> Ahead: ...
+
+    def __exit__(self, *_: object) -> bool | None: ...
+
+
 class Exporter(Protocol):
     """Writes a VLM for one runtime. Declared by entry point, group `guardbake.exporters`.
 
@@ -102,8 +110,17 @@ class Exporter(Protocol):
         """Raise what stands against such an export, before any work."""
         ...
 
-    def capture(self, checkpoint: Path, number: Number, folder: Path) -> None:
-        """Write what the configuration in the folder `checkpoint` determines into `folder`."""
+    def ahead(self, checkpoint: Path, number: Number) -> Ahead:
+        """Begin in another process what can be begun of `capture`."""
+        ...
+
+    def capture(
+        self, checkpoint: Path, number: Number, folder: Path, ahead: Ahead | None = None
+    ) -> None:
+        """Write what the configuration in the folder `checkpoint` determines into `folder`.
+
+        ahead: what was begun for the same checkpoint and number; what is written is the same.
+        """
         ...
 
     def export(

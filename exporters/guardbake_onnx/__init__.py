@@ -6,12 +6,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the runner must import without torch
-    from guardbake.plugins import Number, Storage, Target
+    from guardbake.plugins import Ahead, Number, Storage, Target
     from guardbake.vlm.load import CheckpointFiles
 
 __all__ = ["OnnxExporter"]
 
 _GRAPHS = ("decoder", "embedding", "vision")
+
+
+def vision_graph(checkpoint: Path, number: Number) -> bytes:
+    """The bytes of vision.onnx, its parameters as inputs."""
+    import onnx_ir as ir
+    import torch
+
+    from guardbake.vlm.catalog import family_of
+    from guardbake.vlm.hollow import hollow_model
+
+    from guardbake_onnx.vision import capture_vision
+
+    model = hollow_model(checkpoint, getattr(torch, number))
+    config: Any = model.config
+    graph = capture_vision(model, family_of(config))
+    return bytes(ir.to_proto(graph).SerializeToString())
+
+
+def _capture_decoder(checkpoint: Path, number: Number, folder: Path) -> None:
+    """Write decoder.onnx, and embedding.onnx, which nothing is traced for."""
+    import onnx_ir as ir
+    import torch
+
+    from guardbake.vlm.catalog import family_of
+    from guardbake.vlm.hollow import hollow_model
+
+    from guardbake_onnx.capture import capture_decoder
+    from guardbake_onnx.embedding import build_embedding
+
+    model = hollow_model(checkpoint, getattr(torch, number))
+    config: Any = model.config
+    family = family_of(config)
+    ir.save(capture_decoder(model, family), folder / "decoder.onnx")
+    ir.save(build_embedding(model, family), folder / "embedding.onnx")
 
 
 class OnnxExporter:
@@ -29,28 +63,25 @@ class OnnxExporter:
         if target == "transformersjs":
             admit(checkpoint, family_of(read_config(checkpoint)).name, number, storage)
 
-    def capture(self, checkpoint: Path, number: Number, folder: Path) -> None:
+    def ahead(self, checkpoint: Path, number: Number) -> Ahead:
+        """Begin to capture the vision graph; a folder that is no checkpoint does no harm."""
+        from guardbake_onnx.beside import VisionBeside
+
+        return VisionBeside(checkpoint, number)
+
+    def capture(
+        self, checkpoint: Path, number: Number, folder: Path, ahead: Ahead | None = None
+    ) -> None:
         """Write decoder.onnx, vision.onnx and embedding.onnx, parameters as inputs, into `folder`.
 
         Reads the checkpoint's configuration and nothing else of it. Raises UnsupportedError (a
         decoder we cannot capture), SiteError (no single FFN output in some layer).
         """
-        import onnx_ir as ir
-        import torch
+        from guardbake_onnx.beside import VisionBeside
 
-        from guardbake.vlm.catalog import family_of
-        from guardbake.vlm.hollow import hollow_model
-
-        from guardbake_onnx.capture import capture_decoder
-        from guardbake_onnx.embedding import build_embedding
-        from guardbake_onnx.vision import capture_vision
-
-        model = hollow_model(checkpoint, getattr(torch, number))
-        config: Any = model.config
-        family = family_of(config)
-        ir.save(capture_decoder(model, family), folder / "decoder.onnx")
-        ir.save(capture_vision(model, family), folder / "vision.onnx")
-        ir.save(build_embedding(model, family), folder / "embedding.onnx")
+        _capture_decoder(checkpoint, number, folder)
+        graph = ahead.graph() if isinstance(ahead, VisionBeside) else None
+        (folder / "vision.onnx").write_bytes(graph or vision_graph(checkpoint, number))
 
     def export(
         self,

@@ -15,6 +15,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, PreTrainedConfig
 
+from guardbake.collector import no_collection
+
 from guardbake_onnx.parameters import mark_parameters
 
 # first opset with Attention, RMSNormalization and RotaryEmbedding as standard operators
@@ -39,7 +41,7 @@ def trace(
     examples = tree_map_only(
         torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), inputs
     )
-    with torch.no_grad(), _quiet(), _shapes_alone(module, mode), mode:
+    with torch.no_grad(), no_collection(), _quiet(), _shapes_alone(module, mode), mode:
         program = torch.onnx.export(
             module.eval(),
             (),

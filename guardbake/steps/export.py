@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardbake.bundle.canonical import JSON
 from guardbake.bundle.folders import new_folder, refuse_existing
-from guardbake.plugins import Number, Storage, Target, find_exporter
+from guardbake.collector import no_collection
+from guardbake.plugins import Ahead, Number, Storage, Target, find_exporter
 from guardbake.progress import Reporter
 from guardbake.steps.records import code_digest, file_digest, folder_digest
 from guardbake.steps.staging import Stages, StagesBeside
@@ -33,20 +36,23 @@ def checkpoint_at(folder: Path, stages: Stages) -> Path:
     return stages.stage("model", key, build) / "checkpoint"
 
 
-def capture(checkpoint: Path, number: Number, stages: Stages) -> Path:
+def capture(checkpoint: Path, number: Number, stages: Stages, ahead: Ahead | None = None) -> Path:
     """The graphs without weights, captured once for every configuration."""
     exporter = find_exporter("onnx")
-    key: dict[str, JSON] = {
+
+    def build(folder: Path) -> None:
+        exporter.capture(checkpoint, number, folder, ahead)
+
+    return stages.stage("capture", _capture_key(checkpoint, number, stages), build)
+
+
+def _capture_key(checkpoint: Path, number: Number, stages: Stages) -> dict[str, JSON]:
+    return {
         "config": file_digest(checkpoint / CONFIG),
         "number": number,
         "exporter": exporter_digest(),
         **stages.versions("capture"),
     }
-
-    def build(folder: Path) -> None:
-        exporter.capture(checkpoint, number, folder)
-
-    return stages.stage("capture", key, build)
 
 
 def exporter_digest() -> str:
@@ -64,20 +70,37 @@ def export_checkpoint(
     UsageError (no checkpoint, `out` exists), UnsupportedError, MalformedError, IntegrityError (it
     changed meanwhile).
     """
-    from guardbake.vlm.load import check_weights, checkpoint_folder, hash_files, read_config
-
     refuse_existing(out)
     stages = StagesBeside(out, reporter)
-    checkpoint = checkpoint_folder(str(checkpoint_at(Path(named), stages)), allow_network=False)
-    read_config(checkpoint)
-    find_exporter("onnx").admit(checkpoint, number, storage, target)
-    check_weights(checkpoint)  # before any work
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    checkpoint = checkpoint_at(Path(named), stages)
+    with (
+        no_collection(),
+        _ahead(checkpoint, number, stages) as ahead,
+        ThreadPoolExecutor(max_workers=1) as beside,
+    ):
+        # PyTorch takes seconds to import, and the other process takes them meanwhile
+        from guardbake.vlm.load import check_weights, checkpoint_folder, hash_files, read_config
+
+        checkpoint = checkpoint_folder(str(checkpoint), allow_network=False)
+        read_config(checkpoint)
+        find_exporter("onnx").admit(checkpoint, number, storage, target)
+        check_weights(checkpoint)  # before any work
         hashing = beside.submit(hash_files, checkpoint)
-        captured = capture(checkpoint, number, stages)
+        captured = capture(checkpoint, number, stages, ahead)
         files = hashing.result()
     with new_folder(out) as folder:
         write_export(files, captured, storage, folder, target)
+
+
+def _ahead(
+    checkpoint: Path, number: Number, stages: StagesBeside
+) -> AbstractContextManager[Ahead | None]:
+    """Capture begun in a second process, where there is a core for it and something to do."""
+    if len(os.sched_getaffinity(0)) > 1 and (checkpoint / CONFIG).is_file():
+        key = _capture_key(checkpoint, number, stages)
+        if not stages.workspace.stage("capture", key).done:
+            return find_exporter("onnx").ahead(checkpoint, number)
+    return nullcontext()
 
 
 def write_export(

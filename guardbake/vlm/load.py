@@ -28,6 +28,7 @@ _HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
 INDEX = "model.safetensors.index.json"
 QFORMER_TOKENIZER = "qformer_tokenizer"
 """The folder of a second tokenizer, which a processor with a Q-Former keeps in the checkpoint's."""
+_PIECE = 1 << 23  # bytes hashed at a time
 _DIGESTED = (".json", ".jinja", ".model", ".safetensors", ".txt")
 
 
@@ -157,9 +158,17 @@ def hash_files(folder: Path) -> CheckpointFiles:
     stamps = _stamps(folder)
     found = {}
     for name in stamps:
-        with (folder / name).open("rb") as handle:
-            found[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        found[name] = _sha256(folder / name)
     return CheckpointFiles(folder, found, stamps)
+
+
+def _sha256(path: Path) -> str:
+    """In large pieces: other threads compute meanwhile, and each piece waits for its turn."""
+    state, piece = hashlib.sha256(), bytearray(_PIECE)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            state.update(memoryview(piece)[:size])
+    return state.hexdigest()
 
 
 def digest_checkpoint(folder: Path) -> str:

@@ -1,16 +1,17 @@
 """Ways from a checkpoint to ONNX, side by side: wall, processor time and memory of each.
 
-    python tools/bench/export.py WORK [--size 0.8b] [--number float32] [--others PYTHON]
+    python tools/bench/export.py WORK [--size 0.8b] [--number float32] [--others PYTHON | --ours]
 
 Makes a Qwen2.5-VL checkpoint of random weights in several shards in WORK, once, and runs every way
 on it in a process of its own, one after the other; then captures the graphs of a LLaVA-1.5-7B,
 whose configuration is written here and whose weights exist nowhere. --others: an interpreter with
-onnxruntime-genai and mobius-onnx. Rows that could not be run say why.
+onnxruntime-genai and mobius-onnx. --ours: copies and guardbake alone, for a checkpoint that the
+others have no memory for. Rows that could not be run say why.
 
-Wall depends on what else the machine does; processor time (user) and the largest resident memory
-much less. Ours write decoder, vision and embedding, mobius too; torch and the genai builder write
-the decoder alone. "copied" is `cp` of the checkpoint, "copied, flushed" brings it to the disk, as
-ours do.
+Wall depends on what else the machine does; processor time (user) and the largest resident memory,
+of all processes of a way together, much less. Ours write decoder, vision and embedding, mobius too;
+torch and the genai builder write the decoder alone. "copied" is `cp` of the checkpoint, "copied,
+flushed" brings it to the disk, as ours do.
 """
 
 from __future__ import annotations
@@ -56,21 +57,36 @@ def measure(way: str, command: Sequence[str], out: Path, log: Path) -> Row:
     This process imports nothing heavy: a child's peak counts from before it becomes its command.
     """
     os.sync()
-    started = time.monotonic()
+    started, most = time.monotonic(), 0
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(process.pid, 0)
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            most = max(most, resident(process.pid))
+            time.sleep(0.02)
+    _, status, used = ended
     wall = time.monotonic() - started
     failed = f"exit {os.waitstatus_to_exitcode(status)}, see {log.name}" if status else ""
     written = sum(
         p.stat().st_size for p in out.rglob("*") if p.is_file() and p.stat().st_nlink == 1
     )
     shutil.rmtree(out, ignore_errors=True)
-    memory = used.ru_maxrss / 1e6
+    memory = max(most / 1e9, used.ru_maxrss / 1e6)
     return Row(way, wall, used.ru_utime, used.ru_stime, memory, written / 1e9, failed)
 
 
-def ways(work: Path, checkpoint: Path, number: str, others: str | None) -> list[Row]:
+def resident(pid: int) -> int:
+    """Bytes that a process and those it began have in memory; pages that they share count twice."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (OSError, IndexError):  # it has just ended
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
+
+
+def ways(
+    work: Path, checkpoint: Path, number: str, others: str | None, ours_alone: bool
+) -> list[Row]:
     """Every way on one checkpoint, one after the other."""
     here, out = [sys.executable, str(Path(__file__).resolve())], work / "out"
     ours = [sys.executable, "-m", "guardbake", "export", str(checkpoint), "-o", str(out)]
@@ -104,13 +120,17 @@ def ways(work: Path, checkpoint: Path, number: str, others: str | None) -> list[
         mobius = str(Path(others).parent / "mobius")
         mobius_out = ["--ep", "cpu", "--runtime", "ort-genai", str(out)]
         commands["mobius"] = [mobius, "build", "--config", str(checkpoint), *mobius_out]
+    if ours_alone:
+        commands = {
+            way: c for way, c in commands.items() if way.startswith(("copied", "guardbake"))
+        }
     rows = []
     for place, (way, command) in enumerate(commands.items()):
         if way.startswith("guardbake") and "before" not in way:
             shutil.rmtree(work / ".guardbake", ignore_errors=True)
         rows.append(measure(way, command, out, work / f"{place}.log"))
         print(row_text(rows[-1]), file=sys.stderr, flush=True)
-    if not others:
+    if not others and not ours_alone:
         missing = "not run: no --others"
         rows += [Row(w, 0, 0, 0, 0, 0, missing) for w in ("onnxruntime-genai builder", "mobius")]
     return rows
@@ -270,6 +290,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="0.8b")
     parser.add_argument("--number", choices=("float32", "float16"), default="float32")
     parser.add_argument("--others", help="an interpreter with onnxruntime-genai and mobius-onnx")
+    parser.add_argument("--ours", action="store_true", help="copies and guardbake alone")
     parser.add_argument("--whole", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--capture", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--llava", type=Path, help=argparse.SUPPRESS)
@@ -292,7 +313,7 @@ def main() -> None:
     if not llava.is_dir():
         subprocess.run([*here, "--llava", str(llava)], check=True)
     print(f"{machine()}; {checkpoint.name}\n")
-    rows = ways(work, checkpoint, number, arguments.others)
+    rows = ways(work, checkpoint, number, arguments.others, arguments.ours)
     rows.append(
         measure(
             "LLaVA-1.5-7B, captured alone",
