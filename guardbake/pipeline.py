@@ -184,7 +184,7 @@ class Bake(StagesBeside):
 
     def export(self) -> Path:
         """The unguarded graphs and their weights."""
-        from guardbake.vlm.load import hash_files
+        from guardbake.vlm.files import hash_files
 
         captured = capture(self.vlm.folder, self.recipe.export.number, self)
         key: dict[str, JSON] = {

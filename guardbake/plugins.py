@@ -15,7 +15,7 @@ from guardbake.batch import Batch
 from guardbake.errors import EnvironmentFault
 
 if TYPE_CHECKING:  # loading a VLM needs torch; naming the protocol must not
-    from guardbake.vlm.load import CheckpointFiles
+    from guardbake.vlm.files import CheckpointFiles
 
 Array = npt.NDArray[Any]
 EXPORTER_GROUP = "guardbake.exporters"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the runner must import without torch
     from guardbake.plugins import Ahead, Number, Storage, Target
-    from guardbake.vlm.load import CheckpointFiles
+    from guardbake.vlm.files import CheckpointFiles
 
 __all__ = ["OnnxExporter"]
 
@@ -55,13 +55,12 @@ class OnnxExporter:
 
     def admit(self, checkpoint: Path, number: Number, storage: Storage, target: Target) -> None:
         """Raises UnsupportedError or UsageError at what the target cannot have."""
-        from guardbake.vlm.catalog import family_of
-        from guardbake.vlm.load import read_config
-
-        from guardbake_onnx.transformersjs import admit
-
         if target == "transformersjs":
-            admit(checkpoint, family_of(read_config(checkpoint)).name, number, storage)
+            from guardbake.vlm.files import family_at
+
+            from guardbake_onnx.transformersjs import admit
+
+            admit(checkpoint, family_at(checkpoint).name, number, storage)
 
     def ahead(self, checkpoint: Path, number: Number) -> Ahead:
         """Begin to capture the vision graph; a folder that is no checkpoint does no harm."""

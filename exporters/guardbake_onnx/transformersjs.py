@@ -25,7 +25,7 @@ import onnx_ir as ir
 from guardbake.bundle.canonical import canonical_lines
 from guardbake.errors import UnsupportedError, UsageError
 from guardbake.plugins import Number, Storage
-from guardbake.vlm.load import read_json
+from guardbake.vlm.files import read_json
 
 from guardbake_onnx.description import FILE_NAME, Description
 from guardbake_onnx.embedding import look_up_alone

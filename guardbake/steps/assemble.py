@@ -11,7 +11,7 @@ from pathlib import Path
 from guardbake.bundle.folders import partial_folder
 from guardbake.bundle.manifest import DECODER, GUARD
 from guardbake.steps.recheck import GOLDEN
-from guardbake.vlm.load import QFORMER_TOKENIZER
+from guardbake.vlm.files import QFORMER_TOKENIZER
 
 ENGINE, ENGINE_RECORD = "decoder.engine", "decoder.engine.json"
 _PROCESSOR = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from guardbake.bundle.canonical import JSON
 from guardbake.bundle.folders import new_folder, refuse_existing
@@ -15,11 +15,14 @@ from guardbake.plugins import Ahead, Number, Storage, Target, find_exporter
 from guardbake.progress import Reporter
 from guardbake.steps.records import code_digest, file_digest, folder_digest
 from guardbake.steps.staging import Stages, StagesBeside
-
-if TYPE_CHECKING:
-    from guardbake.vlm.load import CheckpointFiles
-
-CONFIG = "config.json"
+from guardbake.vlm.files import (
+    CONFIG,
+    CheckpointFiles,
+    check_weights,
+    checkpoint_folder,
+    family_at,
+    hash_files,
+)
 
 
 def checkpoint_at(folder: Path, stages: Stages) -> Path:
@@ -72,21 +75,18 @@ def export_checkpoint(
     """
     refuse_existing(out)
     stages = StagesBeside(out, reporter)
-    checkpoint = checkpoint_at(Path(named), stages)
+    checkpoint = checkpoint_folder(str(checkpoint_at(Path(named), stages)), allow_network=False)
+    family_at(checkpoint)
+    find_exporter("onnx").admit(checkpoint, number, storage, target)
+    check_weights(checkpoint)  # before any work
     with (
         no_collection(),
         _ahead(checkpoint, number, stages) as ahead,
         ThreadPoolExecutor(max_workers=1) as beside,
     ):
-        # PyTorch takes seconds to import, and the other process takes them meanwhile
-        from guardbake.vlm.load import check_weights, checkpoint_folder, hash_files, read_config
-
-        checkpoint = checkpoint_folder(str(checkpoint), allow_network=False)
-        read_config(checkpoint)
-        find_exporter("onnx").admit(checkpoint, number, storage, target)
-        check_weights(checkpoint)  # before any work
         hashing = beside.submit(hash_files, checkpoint)
         captured = capture(checkpoint, number, stages, ahead)
+        import_module("guardbake.vlm.hollow")  # PyTorch, for what comes next
         files = hashing.result()
     with new_folder(out) as folder:
         write_export(files, captured, storage, folder, target)
@@ -96,11 +96,10 @@ def _ahead(
     checkpoint: Path, number: Number, stages: StagesBeside
 ) -> AbstractContextManager[Ahead | None]:
     """Capture begun in a second process, where there is a core for it and something to do."""
-    if len(os.sched_getaffinity(0)) > 1 and (checkpoint / CONFIG).is_file():
-        key = _capture_key(checkpoint, number, stages)
-        if not stages.workspace.stage("capture", key).done:
-            return find_exporter("onnx").ahead(checkpoint, number)
-    return nullcontext()
+    captured = stages.workspace.stage("capture", _capture_key(checkpoint, number, stages))
+    if captured.done or len(os.sched_getaffinity(0)) == 1:
+        return nullcontext()
+    return find_exporter("onnx").ahead(checkpoint, number)
 
 
 def write_export(

@@ -20,7 +20,7 @@ from guardbake.steps.records import read_record, write_record
 from guardbake.steps.staging import Stages
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.classifier import NextWord
-from guardbake.vlm.load import digest_checkpoint
+from guardbake.vlm.files import digest_checkpoint
 
 
 class Judging:

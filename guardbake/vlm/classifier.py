@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
-from guardbake.vlm.load import check_weights, digest_checkpoint
+from guardbake.vlm.files import check_weights, digest_checkpoint
 
 Floats = npt.NDArray[np.float64]
 

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from guardbake.errors import IntegrityError, MalformedError, UnsupportedError, UsageError
+from guardbake.errors import MalformedError, UnsupportedError
 from guardbake.plugins import Number
 from guardbake.vlm.catalog import Family, family_of
-
-_HEADER_LIMIT = 100_000_000  # bytes; the safetensors format's own limit
-INDEX = "model.safetensors.index.json"
-QFORMER_TOKENIZER = "qformer_tokenizer"
-"""The folder of a second tokenizer, which a processor with a Q-Former keeps in the checkpoint's."""
-_PIECE = 1 << 23  # bytes hashed at a time
-_DIGESTED = (".json", ".jinja", ".model", ".safetensors", ".txt")
+from guardbake.vlm.files import (
+    CONFIG,
+    check_weights,
+    checkpoint_folder,
+    digest_checkpoint,
+    family_at,
+    malformed,
+)
 
 
 @dataclass(frozen=True)
@@ -99,121 +91,14 @@ def load_rounded(vlm: Vlm, number: Number) -> Vlm:
     return load_vlm(str(vlm.folder), getattr(torch, number))
 
 
-def check_weights(folder: Path) -> None:
-    """Check every safetensors file's header against the file's size, before anything reads it.
-
-    Raises UnsupportedError if there is none, MalformedError naming the file that is cut, too long,
-    unreadable, or named by the index and absent.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UnsupportedError(
-            found="no safetensors file",
-            expected="weights in *.safetensors (pickled weights are never opened)",
-            where=str(folder),
-            remedy="convert the checkpoint with save_pretrained",
-        )
-    index = folder / INDEX
-    if index.is_file():
-        shards = set(read_json(index).get("weight_map", {}).values())
-        absent = sorted(shards - {file.name for file in files})
-        if absent:
-            raise _malformed(f"no file {absent[0]}", "every shard of the index", index)
-    for file in files:
-        _check_safetensors(file)
-
-
-@dataclass(frozen=True)
-class CheckpointFiles:
-    """A checkpoint's weight, configuration and tokenizer files as they were when they were hashed.
-
-    sha256: by file name, sorted. stamps: size, time of the last change and inode, by file name.
-    """
-
-    folder: Path
-    sha256: Mapping[str, str]
-    stamps: Mapping[str, tuple[int, int, int]]
-
-    @property
-    def digest(self) -> str:
-        """sha256 over name and content of the files."""
-        lines = "".join(f"{name}\0{digest}\n" for name, digest in self.sha256.items())
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def require_unchanged(self) -> None:
-        """Raise IntegrityError if a file has been written to since, or has come or gone."""
-        now = _stamps(self.folder)
-        changed = sorted(n for n in {*now, *self.stamps} if now.get(n) != self.stamps.get(n))
-        if changed:
-            raise IntegrityError(
-                found=f"{changed[0]} changed while it was read",
-                expected="a checkpoint that nothing writes to",
-                where=str(self.folder),
-                remedy="wait until the checkpoint is complete, and run it again",
-            )
-
-
-def hash_files(folder: Path) -> CheckpointFiles:
-    """Read and hash the checkpoint's files."""
-    stamps = _stamps(folder)
-    found = {}
-    for name in stamps:
-        found[name] = _sha256(folder / name)
-    return CheckpointFiles(folder, found, stamps)
-
-
-def _sha256(path: Path) -> str:
-    """In large pieces: other threads compute meanwhile, and each piece waits for its turn."""
-    state, piece = hashlib.sha256(), bytearray(_PIECE)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(piece):
-            state.update(memoryview(piece)[:size])
-    return state.hexdigest()
-
-
-def digest_checkpoint(folder: Path) -> str:
-    """`CheckpointFiles.digest` of a folder."""
-    return hash_files(folder).digest
-
-
-def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    found = [*folder.iterdir(), *folder.glob(f"{QFORMER_TOKENIZER}/*")]
-    files = sorted(path for path in found if path.suffix in _DIGESTED and path.is_file())
-    states = {file.relative_to(folder).as_posix(): file.stat() for file in files}
-    return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in states.items()}
-
-
-def checkpoint_folder(path_or_id: str, allow_network: bool) -> Path:
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        return folder.resolve()
-    try:
-        return Path(snapshot_download(path_or_id, local_files_only=not allow_network))
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise UsageError(
-            found=f"no folder and no cached model {path_or_id!r}",
-            expected="a checkpoint folder, or the id of a model that is cached here",
-            where="the model's path",
-            remedy="correct the path, or allow the network",
-        ) from error
-
-
 def read_config(folder: Path) -> Any:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UsageError(
-            found="no config.json",
-            expected="a transformers checkpoint folder",
-            where=str(folder),
-            remedy="point at the folder that save_pretrained wrote",
-        )
-    values = read_json(path)
-    # asked before transformers, whose own message for an unknown type lists hundreds
-    family_of(_ModelType(str(values.get("model_type"))))
+    """transformers' own configuration; raises what `family_at` does, and MalformedError."""
+    family_at(folder)
+    path = folder / CONFIG
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
     except StrictDataclassError as error:
-        raise _malformed(str(error).strip()[-300:], "a consistent configuration", path) from error
+        raise malformed(str(error).strip()[-300:], "a consistent configuration", path) from error
     _require_text_model(config, path)
     return config
 
@@ -227,42 +112,3 @@ def _require_text_model(config: Any, path: Path) -> None:
             where=str(path),
             remedy=f"use a checkpoint of this family with a {family.text}",
         )
-
-
-@dataclass
-class _ModelType:
-    model_type: str
-
-
-def _check_safetensors(file: Path) -> None:
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        head = handle.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-        if length < 0 or length > min(_HEADER_LIMIT, size - 8):
-            raise _malformed(f"a header of {length} bytes in {size}", "a whole header", file)
-        raw = handle.read(length)
-    try:
-        header = json.loads(raw)
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _malformed("a header that is not safetensors", "a JSON header", file) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise _malformed(f"{size} bytes", f"{expected} bytes, as the header says", file)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise _malformed(str(error), "JSON", path) from error
-    if not isinstance(values, dict):
-        raise _malformed(f"a JSON {type(values).__name__}", "a JSON object", path)
-    return values
-
-
-def _malformed(found: str, expected: str, where: Path) -> MalformedError:
-    return MalformedError(
-        found=found, expected=expected, where=str(where), remedy="fetch or save the file again"
-    )

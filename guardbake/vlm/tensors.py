@@ -17,7 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 
 from guardbake.errors import IntegrityError, MalformedError, UnsupportedError
-from guardbake.vlm.load import INDEX, check_weights, read_json
+from guardbake.vlm.files import INDEX, check_weights, read_json
 
 WEIGHTS = "model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from guardbake.batch import Batch
-from guardbake.vlm.load import hash_files, load_vlm
+from guardbake.vlm.files import hash_files
+from guardbake.vlm.load import load_vlm
 from guardbake.vlm.requests import collated
 from guardbake.vlm.tokens import Request
 

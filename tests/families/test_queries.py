@@ -11,7 +11,7 @@ import pytest
 
 from guardbake.batch import Batch
 from guardbake.steps.assemble import bundle_files
-from guardbake.vlm.load import hash_files
+from guardbake.vlm.files import hash_files
 
 from tests.families.test_families import FEATURES
 from tests.onnx.conftest import Exported, largest_difference

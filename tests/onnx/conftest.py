@@ -13,7 +13,8 @@ from PIL import Image
 
 from guardbake.batch import Batch
 from guardbake.vlm.catalog import models_root
-from guardbake.vlm.load import Vlm, hash_files, load_vlm
+from guardbake.vlm.files import hash_files
+from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.tokens import collate
 
 from guardbake_onnx import OnnxExporter

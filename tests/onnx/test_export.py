@@ -12,7 +12,7 @@ import pytest
 
 from guardbake.errors import MalformedError, SiteError, UnsupportedError
 from guardbake.site import Site
-from guardbake.vlm.load import hash_files
+from guardbake.vlm.files import hash_files
 
 from guardbake_onnx import OnnxExporter, tidy
 from guardbake_onnx.capture import capture_decoder

@@ -22,7 +22,7 @@ from guardbake.spec import GuardSpec, ModelIdentity
 from guardbake.steps.apply import apply_guard
 from guardbake.steps.export import write_export
 from guardbake.steps.records import file_digest
-from guardbake.vlm.load import CheckpointFiles, hash_files
+from guardbake.vlm.files import CheckpointFiles, hash_files
 from guardbake.vlm.tensors import StoredTensor
 
 from guardbake_onnx import OnnxExporter, weights

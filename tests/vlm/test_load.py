@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from guardbake.errors import MalformedError, UnsupportedError, UsageError
 from guardbake.vlm.catalog import models_root
-from guardbake.vlm.load import check_weights, digest_checkpoint, load_vlm
+from guardbake.vlm.files import check_weights, digest_checkpoint
+from guardbake.vlm.load import load_vlm
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ from guardbake.steps.certify import compared
 from guardbake.steps.nodes import hold_nodes
 from guardbake.steps.recheck import budgets_of
 from guardbake.vlm.catalog import models_root
-from guardbake.vlm.load import Vlm, hash_files, load_vlm
+from guardbake.vlm.files import hash_files
+from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.runner import TorchRunner, in_float64
 from guardbake.vlm.tokens import collate
 
