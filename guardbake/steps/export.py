@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from pathlib import Path
 
 from guardbake.bundle.canonical import JSON
@@ -85,8 +84,10 @@ def export_checkpoint(
         ThreadPoolExecutor(max_workers=1) as beside,
     ):
         hashing = beside.submit(hash_files, checkpoint)
+        from guardbake.vlm.load import read_config  # and PyTorch, which takes seconds
+
+        read_config(checkpoint)
         captured = capture(checkpoint, number, stages, ahead)
-        import_module("guardbake.vlm.hollow")  # PyTorch, for what comes next
         files = hashing.result()
     with new_folder(out) as folder:
         write_export(files, captured, storage, folder, target)
