@@ -19,7 +19,8 @@ class VisionBeside:
     """A context in which vision.onnx is being captured; leaving it ends the process."""
 
     def __init__(self, checkpoint: Path, number: Number) -> None:
-        command = [sys.executable, "-m", __name__, str(checkpoint), number]
+        # -P: what lies in the working folder is no module of ours
+        command = [sys.executable, "-P", "-m", __name__, str(checkpoint), number]
         quiet = subprocess.DEVNULL
         self.process = subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet)
 
