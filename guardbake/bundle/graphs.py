@@ -20,23 +20,32 @@ from guardbake.errors import MalformedError
 ALTERED = (
     AssertionError, LookupError, OSError, SerdeError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-_SHOWN = 120  # characters of a name in an error
+MAX_RANK = 64  # numpy's; the size of a tensor is the product of so many numbers at most
+_SHOWN = 120  # characters of a name, a shape or an error
+_REMEDY = "export the model again"
 
 
 def load_graph(path: Path) -> ir.Model:
     """The graph, its external data left on disk.
 
-    Raises MalformedError if it is not ONNX, or if a tensor in the file states another number of
-    values than it has.
+    Raises MalformedError if it is not ONNX, or if a tensor states more dimensions than MAX_RANK, or
+    more values than the file has of it.
     """
     try:
-        model = ir.load(path)
+        model = ir.load(path, format="protobuf")
         for tensor in tensors_of(model):
-            if isinstance(tensor, ir.TensorProtoTensor):
+            if isinstance(tensor, ir.TensorProtoTensor | ir.ExternalTensor):
                 _check_values(tensor, path)
     except (DecodeError, *ALTERED) as error:
-        raise _malformed(f"{type(error).__name__}: {error}", "an ONNX graph", path) from error
+        raise _malformed(_said(error), "an ONNX graph", path) from error
     return model
+
+
+def _said(error: BaseException) -> str:
+    """What onnx-ir stumbled at: it wraps the error once for every level of the graph."""
+    while isinstance(error, SerdeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"[:_SHOWN]
 
 
 def tensors_of(model: ir.Model) -> Iterator[Any]:
@@ -49,20 +58,27 @@ def tensors_of(model: ir.Model) -> Iterator[Any]:
     nodes += [node for function in model.functions.values() for node in function]
     for graph in graphs:
         yield from (value.const_value for value in graph.initializers.values())
-    for node in nodes:
-        for attribute in node.attributes.values():
-            value = attribute.value
-            yield from value if isinstance(value, list | tuple) else [value]
+    attributes = [each for node in nodes for each in node.attributes.values()]
+    for function in model.functions.values():
+        attributes += function.attributes.values()  # the defaults
+    for attribute in attributes:
+        value = attribute.value
+        yield from value if isinstance(value, list | tuple) else [value]
 
 
-def _check_values(tensor: ir.TensorProtoTensor, path: Path) -> None:
+def _check_values(tensor: ir.TensorProtoTensor | ir.ExternalTensor, path: Path) -> None:
     """Readers make room by the stated shape: a file of a hundred bytes could ask for terabytes."""
-    what, shape = f"tensor {str(tensor.name)[:_SHOWN]!r}", [int(dim) for dim in tensor.raw.dims]
-    if any(dim < 0 for dim in shape):
-        raise _malformed(f"{what} of shape {str(shape)[:_SHOWN]}", "sizes of 0 or more", path)
+    what, shape = f"tensor {str(tensor.name)[:_SHOWN]!r}", str(tensor.shape)[:_SHOWN]
+    if len(tensor.shape) > MAX_RANK:
+        found = f"{what} of {len(tensor.shape)} dimensions"
+        raise _malformed(found, f"{MAX_RANK} at most", path)
+    if isinstance(tensor, ir.ExternalTensor):
+        return  # see `check_external_data`
+    if any(int(dim) < 0 for dim in tensor.raw.dims):
+        raise _malformed(f"{what} of shape {shape}", "sizes of 0 or more", path)
     held = _held(tensor)
     if tensor.size > held:
-        found = f"{what} of shape {str(shape)[:_SHOWN]} with {held} values"
+        found = f"{what} of shape {shape} with {held} values"
         raise _malformed(found, f"{tensor.size} values", path)
 
 
@@ -80,6 +96,4 @@ def _held(tensor: ir.TensorProtoTensor) -> int:
 
 
 def _malformed(found: str, expected: str, path: Path) -> MalformedError:
-    return MalformedError(
-        found=found, expected=expected, where=str(path), remedy="export the model again"
-    )
+    return MalformedError(found=found, expected=expected, where=str(path), remedy=_REMEDY)

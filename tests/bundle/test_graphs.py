@@ -16,20 +16,24 @@ KINDS = sorted(set(ir.DataType) - {ir.DataType.UNDEFINED, ir.DataType.STRING})
 
 
 def write(tensor: onnx.TensorProto, path: Path, place: str) -> Path:
-    """A graph with one tensor: an initialiser, or a constant in the body of a function."""
-    constant = onnx.helper.make_node("Constant", [], ["c"], value=tensor)
+    """A graph with one tensor: an initialiser, a constant in the body of a function, or a default
+    of one of its attributes."""
+    held = {"value": tensor} if place == "function" else {"value_float": 1.0}
+    constant = onnx.helper.make_node("Constant", [], ["c"], **held)
     opsets = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("own", 1)]
     body = onnx.helper.make_function("own", "Body", [], ["c"], [constant], opsets[:1])
+    if place == "default":
+        body.attribute_proto.append(onnx.helper.make_attribute("a", tensor))
     call = onnx.helper.make_node("Body", [], ["y"], domain="own")
     inside = [tensor] if place == "initialiser" else []
     graph = onnx.helper.make_graph([call], "graph", [], [], inside)
-    functions = [body] if place == "function" else []
+    functions = [] if place == "initialiser" else [body]
     model = onnx.helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
     path.write_bytes(model.SerializeToString())
     return path
 
 
-@pytest.mark.parametrize("place", ["initialiser", "function"])
+@pytest.mark.parametrize("place", ["initialiser", "function", "default"])
 @pytest.mark.parametrize("data", ["bytes", "list", "nothing"])
 @pytest.mark.parametrize("kind", ["FLOAT", "INT4", "UINT2", "UNDEFINED"])
 def test_a_tensor_of_more_values_than_it_has(
@@ -41,7 +45,7 @@ def test_a_tensor_of_more_values_than_it_has(
         tensor.raw_data = bytes(4)
     elif data == "list":
         (tensor.float_data if kind == "FLOAT" else tensor.int32_data).append(1)
-    with pytest.raises(MalformedError, match=r"'w' of shape \[1, 4294967296\] with \d+ values"):
+    with pytest.raises(MalformedError, match=r"'w' of shape \[1,4294967296\] with \d+ values"):
         load_graph(write(tensor, tmp_path / "g.onnx", place))
 
 
@@ -52,10 +56,28 @@ def test_sizes_below_zero(tmp_path: Path) -> None:
         load_graph(write(tensor, tmp_path / "g.onnx", "initialiser"))
 
 
-def test_a_dtype_that_there_is_not(tmp_path: Path) -> None:
-    tensor = onnx.TensorProto(name="w", data_type=99, dims=[2], raw_data=bytes(8))
-    with pytest.raises(MalformedError, match="an ONNX graph"):
+@pytest.mark.parametrize("outside", [True, False])
+def test_more_dimensions_than_any_reader_takes(tmp_path: Path, outside: bool) -> None:
+    """The size of this one has two million digits, which take minutes to multiply."""
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[127] * 1_000_000)
+    if outside:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="data")
+    with pytest.raises(MalformedError, match="'w' of 1000000 dimensions"):
         load_graph(write(tensor, tmp_path / "g.onnx", "initialiser"))
+
+
+def test_what_is_said_is_the_cause(tmp_path: Path) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=99, dims=[2], raw_data=bytes(8))
+    with pytest.raises(MalformedError, match="99 is not a valid DataType"):
+        load_graph(write(tensor, tmp_path / "g.onnx", "initialiser"))
+
+
+def test_a_text_is_no_graph(tmp_path: Path) -> None:
+    """By its name alone it would be read as JSON."""
+    (tmp_path / "g.json").write_text("{}")
+    with pytest.raises(MalformedError, match="an ONNX graph"):
+        load_graph(tmp_path / "g.json")
 
 
 @pytest.mark.parametrize("raw", [True, False])
