@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the runner must import without torch
     from guardbake.plugins import Ahead, Number, Storage, Target
+    from guardbake.vlm.catalog import Family
     from guardbake.vlm.files import CheckpointFiles
 
 __all__ = ["OnnxExporter"]
@@ -15,37 +16,26 @@ _GRAPHS = ("decoder", "embedding", "vision")
 
 
 def vision_graph(checkpoint: Path, number: Number) -> bytes:
-    """The bytes of vision.onnx, its parameters as inputs."""
-    import onnx_ir as ir
+    """The bytes of vision.onnx, its parameters as inputs; raises what `capture` does."""
+    return _vision(*_hollow(checkpoint, number))
+
+
+def _hollow(checkpoint: Path, number: Number) -> tuple[Any, Family]:
     import torch
 
     from guardbake.vlm.catalog import family_of
     from guardbake.vlm.hollow import hollow_model
+
+    model: Any = hollow_model(checkpoint, getattr(torch, number))
+    return model, family_of(model.config)
+
+
+def _vision(model: Any, family: Family) -> bytes:
+    import onnx_ir as ir
 
     from guardbake_onnx.vision import capture_vision
 
-    model = hollow_model(checkpoint, getattr(torch, number))
-    config: Any = model.config
-    graph = capture_vision(model, family_of(config))
-    return bytes(ir.to_proto(graph).SerializeToString())
-
-
-def _capture_decoder(checkpoint: Path, number: Number, folder: Path) -> None:
-    """Write decoder.onnx, and embedding.onnx, which nothing is traced for."""
-    import onnx_ir as ir
-    import torch
-
-    from guardbake.vlm.catalog import family_of
-    from guardbake.vlm.hollow import hollow_model
-
-    from guardbake_onnx.capture import capture_decoder
-    from guardbake_onnx.embedding import build_embedding
-
-    model = hollow_model(checkpoint, getattr(torch, number))
-    config: Any = model.config
-    family = family_of(config)
-    ir.save(capture_decoder(model, family), folder / "decoder.onnx")
-    ir.save(build_embedding(model, family), folder / "embedding.onnx")
+    return bytes(ir.to_proto(capture_vision(model, family)).SerializeToString())
 
 
 class OnnxExporter:
@@ -76,11 +66,17 @@ class OnnxExporter:
         Reads the checkpoint's configuration and nothing else of it. Raises UnsupportedError (a
         decoder we cannot capture), SiteError (no single FFN output in some layer).
         """
-        from guardbake_onnx.beside import VisionBeside
+        import onnx_ir as ir
 
-        _capture_decoder(checkpoint, number, folder)
+        from guardbake_onnx.beside import VisionBeside
+        from guardbake_onnx.capture import capture_decoder
+        from guardbake_onnx.embedding import build_embedding
+
+        model, family = _hollow(checkpoint, number)
+        ir.save(capture_decoder(model, family), folder / "decoder.onnx")
+        ir.save(build_embedding(model, family), folder / "embedding.onnx")
         graph = ahead.graph() if isinstance(ahead, VisionBeside) else None
-        (folder / "vision.onnx").write_bytes(graph or vision_graph(checkpoint, number))
+        (folder / "vision.onnx").write_bytes(graph or _vision(model, family))
 
     def export(
         self,
@@ -96,9 +92,9 @@ class OnnxExporter:
         cannot share files with the checkpoint), UnsupportedError and MalformedError (tensors that
         are not the model's).
         """
-        import onnx_ir as ir
         from transformers import AutoTokenizer
 
+        from guardbake.bundle.graphs import load_graph
         from guardbake.vlm.catalog import family_of
         from guardbake.vlm.hollow import hollow_model
         from guardbake.vlm.tensors import parameters_in
@@ -114,7 +110,7 @@ class OnnxExporter:
         pad = tokenizer.pad_token_id
         description = describe(model, family_of(config), pad, files.digest)
         tensors = parameters_in(files.folder, model)
-        graphs = {name: ir.load(captured / f"{name}.onnx") for name in _GRAPHS}
+        graphs = {name: load_graph(captured / f"{name}.onnx") for name in _GRAPHS}
         if storage == "stream":
             for graph in graphs.values():
                 stream(graph, tensors)

@@ -7,6 +7,8 @@ writes to a pipe alone: if this one is killed, nothing of it is left.
 from __future__ import annotations
 
 import gc
+import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +16,23 @@ from pathlib import Path
 from guardbake.collector import no_collection
 from guardbake.plugins import Number
 
+_DIGEST = hashlib.sha256().digest_size
+
 
 class VisionBeside:
     """A context in which vision.onnx is being captured; leaving it ends the process."""
 
+    process: subprocess.Popen[bytes]
+
     def __init__(self, checkpoint: Path, number: Number) -> None:
         # -P: what lies in the working folder is no module of ours
-        command = [sys.executable, "-P", "-m", __name__, str(checkpoint), number]
-        quiet = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet)
+        self._command = [sys.executable, "-P", "-m", __name__, str(checkpoint), number]
 
     def __enter__(self) -> VisionBeside:
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            self._command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,17 +44,18 @@ class VisionBeside:
         """Wait for the file's bytes; None if the process failed, which whoever captures it again
         will see the reason of."""
         data, _ = self.process.communicate()
-        return data if self.process.returncode == 0 else None
+        graph, digest = data[:-_DIGEST], data[-_DIGEST:]
+        return graph if hashlib.sha256(graph).digest() == digest else None
 
 
 def main() -> None:
-    out = sys.stdout.buffer
-    sys.stdout = sys.stderr  # what libraries may print is no part of the graph
-    with no_collection():
+    with os.fdopen(os.dup(1), "wb") as out, no_collection():
+        os.dup2(2, 1)  # what libraries may print is no part of the graph
         from guardbake_onnx import vision_graph
 
-        out.write(vision_graph(Path(sys.argv[1]), sys.argv[2]))  # type: ignore[arg-type]
-        gc.freeze()
+        graph = vision_graph(Path(sys.argv[1]), sys.argv[2])  # type: ignore[arg-type]
+        out.write(graph + hashlib.sha256(graph).digest())
+    gc.freeze()  # a last search for garbage would take a second
 
 
 if __name__ == "__main__":

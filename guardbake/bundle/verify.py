@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import onnx_ir as ir
+
 from guardbake.artifact import load_guard
 from guardbake.bundle.canonical import parse
 from guardbake.bundle.data import check_external_data
@@ -151,7 +153,7 @@ def _check_papers(bundle: Bundle) -> None:
 def _check_data(bundle: Bundle) -> None:
     """Every graph can be read, and its external data lies whole beside it."""
     for name in bundle.manifest.onnx:
-        check_external_data(load_graph(bundle.folder / name), bundle.folder / name)
+        check_external_data(bundled_graph(bundle.folder / name), bundle.folder / name)
 
 
 def _check_presence(bundle: Bundle) -> None:
@@ -190,7 +192,7 @@ def _check_certificate(bundle: Bundle) -> None:
 
 
 def _check_decoder(path: Path, spec: GuardSpec) -> tuple[str, ...]:
-    model = load_graph(path)
+    model = bundled_graph(path)
     try:
         return VerifyGuard(spec, str(path))(model).nodes
     except (SiteError, *ALTERED) as error:
@@ -207,6 +209,16 @@ CHECKS: Mapping[str, Callable[[Bundle], None]] = {
     "engine": _check_engine,
 }
 """What is verified, in order: each check relies on those before it."""
+
+
+def bundled_graph(path: Path) -> ir.Model:
+    """A bundle's graph without its external data; raises IntegrityError if it is not one."""
+    try:
+        return load_graph(path)
+    except MalformedError as error:
+        raise IntegrityError(
+            found=error.found, expected=error.expected, where=error.where, remedy=_REMEDY
+        ) from error
 
 
 def _amiss(found: str, expected: str, where: Path) -> NoReturn:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 from guardbake.bundle.canonical import JSON
 from guardbake.bundle.folders import new_folder, refuse_existing
 from guardbake.collector import no_collection
+from guardbake.errors import IntegrityError
 from guardbake.plugins import Ahead, Number, Storage, Target, find_exporter
 from guardbake.progress import Reporter
 from guardbake.steps.records import code_digest, file_digest, folder_digest
@@ -38,14 +39,34 @@ def checkpoint_at(folder: Path, stages: Stages) -> Path:
     return stages.stage("model", key, build) / "checkpoint"
 
 
-def capture(checkpoint: Path, number: Number, stages: Stages, ahead: Ahead | None = None) -> Path:
-    """The graphs without weights, captured once for every configuration."""
-    exporter = find_exporter("onnx")
+def capture(checkpoint: Path, number: Number, stages: Stages) -> Path:
+    """The graphs without weights, captured once for every configuration.
+
+    Raises IntegrityError if the configuration changes meanwhile.
+    """
+    return _capture(checkpoint, number, stages, _capture_key(checkpoint, number, stages), None)
+
+
+def _capture(
+    checkpoint: Path,
+    number: Number,
+    stages: Stages,
+    key: dict[str, JSON],
+    ahead: Ahead | None,
+) -> Path:
+    exporter, config = find_exporter("onnx"), checkpoint / CONFIG
 
     def build(folder: Path) -> None:
         exporter.capture(checkpoint, number, folder, ahead)
+        if file_digest(config) != key["config"]:
+            raise IntegrityError(
+                found="another configuration than a moment ago",
+                expected="a checkpoint that nothing writes to",
+                where=str(config),
+                remedy="wait until the checkpoint is complete, and run it again",
+            )
 
-    return stages.stage("capture", _capture_key(checkpoint, number, stages), build)
+    return stages.stage("capture", key, build)
 
 
 def _capture_key(checkpoint: Path, number: Number, stages: Stages) -> dict[str, JSON]:
@@ -78,29 +99,25 @@ def export_checkpoint(
     family_at(checkpoint)
     find_exporter("onnx").admit(checkpoint, number, storage, target)
     check_weights(checkpoint)  # before any work
-    with (
-        no_collection(),
-        _ahead(checkpoint, number, stages) as ahead,
-        ThreadPoolExecutor(max_workers=1) as beside,
-    ):
+    key = _capture_key(checkpoint, number, stages)
+    helped = _several_cores() and not stages.workspace.stage("capture", key).done
+    begun = find_exporter("onnx").ahead(checkpoint, number) if helped else nullcontext()
+    with no_collection(), ThreadPoolExecutor(max_workers=1) as beside, begun as ahead:
         hashing = beside.submit(hash_files, checkpoint)
         from guardbake.vlm.load import read_config  # and PyTorch, which takes seconds
 
         read_config(checkpoint)
-        captured = capture(checkpoint, number, stages, ahead)
+        captured = _capture(checkpoint, number, stages, key, ahead)
         files = hashing.result()
     with new_folder(out) as folder:
         write_export(files, captured, storage, folder, target)
 
 
-def _ahead(
-    checkpoint: Path, number: Number, stages: StagesBeside
-) -> AbstractContextManager[Ahead | None]:
-    """Capture begun in a second process, where there is a core for it and something to do."""
-    captured = stages.workspace.stage("capture", _capture_key(checkpoint, number, stages))
-    if captured.done or len(os.sched_getaffinity(0)) == 1:
-        return nullcontext()
-    return find_exporter("onnx").ahead(checkpoint, number)
+def _several_cores() -> bool:
+    """Whether a second process would have a core for itself."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0)) > 1
+    return (os.cpu_count() or 1) > 1
 
 
 def write_export(

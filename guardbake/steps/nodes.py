@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from guardbake import semantics as law
-from guardbake.bundle.graphs import load_graph
+from guardbake.bundle.verify import bundled_graph
 from guardbake.check.comparison import Budgets, Comparison
 from guardbake.check.golden_vectors import GoldenVectors
 from guardbake.check.law import Agreement, hold_to_law
@@ -57,7 +57,7 @@ def hold_nodes(
     """
     if budgets.law is None:
         return []
-    guard = ExtractGuard()(load_graph(decoder))
+    guard = ExtractGuard()(bundled_graph(decoder))
     missing = _missing(guard.graph, spec)
     if missing:  # there is nothing to run, and that is a failure
         source, where = f"missing: {', '.join(missing)}", WHERE

@@ -171,6 +171,7 @@ def _check_safetensors(file: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object; raises MalformedError if it holds none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:

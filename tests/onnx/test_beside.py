@@ -13,16 +13,23 @@ from guardbake_onnx.beside import VisionBeside
 from tests.onnx.conftest import Exported
 
 
-@pytest.mark.parametrize("python", [sys.executable, "false"])
-def test_another_process_gives_the_same_bytes(
-    exported: Exported, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_process_gives_the_same_bytes(exported: Exported) -> None:
+    with VisionBeside(exported.vlm.folder, "float32") as ahead:
+        assert ahead.graph() == (exported.captured / "vision.onnx").read_bytes()
+
+
+def test_a_process_that_fails_gives_no_graph(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it ends without a graph."""
-    monkeypatch.setattr(sys, "executable", python)
-    monkeypatch.setattr("guardbake_onnx._capture_decoder", lambda *_: None)
-    exporter = OnnxExporter()
-    with exporter.ahead(exported.vlm.folder, "float32") as ahead:
-        exporter.capture(exported.vlm.folder, "float32", tmp_path, ahead)
+    """And the exporter captures it then."""
+    with VisionBeside(tmp_path, "float32") as ahead:
+        assert ahead.graph() is None
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\nprint('half a graph')\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with OnnxExporter().ahead(exported.vlm.folder, "float32") as ahead:
+        OnnxExporter().capture(exported.vlm.folder, "float32", tmp_path, ahead)
     alone = (exported.captured / "vision.onnx").read_bytes()
     assert (tmp_path / "vision.onnx").read_bytes() == alone
 

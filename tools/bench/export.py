@@ -70,7 +70,7 @@ def measure(way: str, command: Sequence[str], out: Path, log: Path) -> Row:
         p.stat().st_size for p in out.rglob("*") if p.is_file() and p.stat().st_nlink == 1
     )
     shutil.rmtree(out, ignore_errors=True)
-    memory = max(most / 1e9, used.ru_maxrss / 1e6)
+    memory = max(most, used.ru_maxrss * 1024) / 1e9
     return Row(way, wall, used.ru_utime, used.ru_stime, memory, written / 1e9, failed)
 
 
@@ -78,10 +78,11 @@ def resident(pid: int) -> int:
     """Bytes that a process and those it began have in memory; pages that they share count twice."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        begun = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except (OSError, IndexError):  # it has just ended
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
+    children = [int(child) for each in begun for child in each.split()]
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(child) for child in children)
 
 
 def ways(
