@@ -58,7 +58,7 @@ def test_sizes_below_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outside", [True, False])
 def test_more_dimensions_than_any_reader_takes(tmp_path: Path, outside: bool) -> None:
-    """The size of this one has two million digits, which take minutes to multiply."""
+    """The size of this one has two million digits, which take more than a minute to multiply."""
     tensor = onnx.TensorProto(name="w", data_type=1, dims=[127] * 1_000_000)
     if outside:
         tensor.data_location = onnx.TensorProto.EXTERNAL
