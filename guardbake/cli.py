@@ -360,7 +360,7 @@ def _root(
 def main() -> None:
     """Entry point: maps every outcome to its exit code."""
     signal.signal(signal.SIGTERM, _terminated)
-    atexit.register(gc.freeze)  # a last search through what PyTorch leaves takes two seconds
+    atexit.register(gc.freeze)  # a last search for garbage takes two seconds after a capture
     try:
         app(standalone_mode=True)
     except GuardbakeError as error:

@@ -55,7 +55,7 @@ def main() -> None:
 
         graph = vision_graph(Path(sys.argv[1]), sys.argv[2])  # type: ignore[arg-type]
         out.write(graph + hashlib.sha256(graph).digest())
-    gc.freeze()  # a last search for garbage would take a second
+    gc.freeze()  # as the command does at its end
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _check_values(tensor: ir.TensorProtoTensor | ir.ExternalTensor, path: Path) 
     held = _held(tensor)
     if tensor.size > held:
         found = f"{what} of shape {shape} with {held} values"
-        raise _malformed(found, f"{tensor.size} values", path)
+        raise _malformed(found, f"{tensor.size} values"[:_SHOWN], path)
 
 
 def _held(tensor: ir.TensorProtoTensor) -> int:

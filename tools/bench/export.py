@@ -313,6 +313,8 @@ def main() -> None:
     llava = work / "llava-1.5-7b"
     if not llava.is_dir():
         subprocess.run([*here, "--llava", str(llava)], check=True)
+    if not Path(f"/proc/self/task/{os.getpid()}/children").is_file():
+        sys.exit("no /proc/PID/task/PID/children here, which tells whose memory belongs together")
     print(f"{machine()}; {checkpoint.name}\n")
     rows = ways(work, checkpoint, number, arguments.others, arguments.ours)
     rows.append(
