@@ -46,6 +46,7 @@ class StorageStyle(StrEnum):
 
 class Layout(StrEnum):
     ort = "ort"
+    genai = "genai"
     transformersjs = "transformersjs"
 
 
@@ -154,7 +155,8 @@ def export(
     target: Annotated[
         Layout,
         typer.Option(
-            help="Whose files: ours, for onnxruntime, or a folder that transformers.js loads."
+            help="Whose files: ours, for onnxruntime, or a folder that onnxruntime-genai or "
+            "transformers.js loads."
         ),
     ] = Layout.ort,
     progress: ProgressOption = ProgressStyle.auto,

@@ -85,8 +85,8 @@ Number = Literal["float32", "float16", "bfloat16"]
 """What a graph computes in."""
 Storage = Literal["stream", "zero-copy"]
 """Where a graph's weights lie: in a file of its own, or in the checkpoint's own files."""
-Target = Literal["ort", "transformersjs"]
-"""Whose loader finds its files in the folder: our runner's and plain onnxruntime, or that one's."""
+Target = Literal["ort", "genai", "transformersjs"]
+"""Whose loader finds its files in the folder: our runner's and plain onnxruntime, or another's."""
 
 
 class Ahead(Protocol):

@@ -45,12 +45,17 @@ class OnnxExporter:
 
     def admit(self, checkpoint: Path, number: Number, storage: Storage, target: Target) -> None:
         """Raises UnsupportedError or UsageError at what the target cannot have."""
-        if target == "transformersjs":
-            from guardbake.vlm.files import family_at
+        if target == "ort":
+            return
+        from guardbake.vlm.files import family_at
 
-            from guardbake_onnx.transformersjs import admit
+        from guardbake_onnx import genai, transformersjs
 
-            admit(checkpoint, family_at(checkpoint).name, number, storage)
+        family = family_at(checkpoint).name
+        if target == "genai":
+            genai.admit(checkpoint, family, number)
+        else:
+            transformersjs.admit(checkpoint, family, number, storage)
 
     def ahead(self, checkpoint: Path, number: Number) -> Ahead:
         """Begin to capture the vision graph; a folder that is no checkpoint does no harm."""
@@ -92,34 +97,42 @@ class OnnxExporter:
         cannot share files with the checkpoint), UnsupportedError and MalformedError (tensors that
         are not the model's).
         """
-        from transformers import AutoTokenizer
+        from transformers import AutoProcessor, AutoTokenizer
 
         from guardbake.bundle.graphs import load_graph
         from guardbake.vlm.catalog import family_of
         from guardbake.vlm.hollow import hollow_model
         from guardbake.vlm.tensors import parameters_in
 
+        from guardbake_onnx import genai
         from guardbake_onnx.describe import describe
         from guardbake_onnx.transformersjs import write_transformersjs
         from guardbake_onnx.weights import link, stream
         from guardbake_onnx.write import write_linked, write_model
 
-        model = hollow_model(files.folder)
+        checkpoint = files.folder
+        model = hollow_model(checkpoint)
         config: Any = model.config
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         pad = tokenizer.pad_token_id
         description = describe(model, family_of(config), pad, files.digest)
-        tensors = parameters_in(files.folder, model)
+        tensors = parameters_in(checkpoint, model)
         graphs = {name: load_graph(captured / f"{name}.onnx") for name in _GRAPHS}
-        if storage == "stream":
-            for graph in graphs.values():
+        shards: set[Path] = set()
+        for graph in graphs.values():
+            if storage == "stream":
                 stream(graph, tensors)
-            if target == "transformersjs":
-                token = tokenizer.convert_ids_to_tokens([description.image_token_id])[0]
-                write_transformersjs(graphs, description, files.folder, token, folder)
             else:
-                write_model(graphs, description, folder)
+                shards |= set(link(graph, tensors))
+        if target == "transformersjs":
+            token = tokenizer.convert_ids_to_tokens([description.image_token_id])[0]
+            write_transformersjs(graphs, description, checkpoint, token, folder)
             return
-        shards = {file for graph in graphs.values() for file in link(graph, tensors)}
-        weights = [(file, files.sha256[file.name]) for file in sorted(shards)]
-        write_linked(graphs, description, folder, weights)
+        if target == "genai":
+            processor: Any = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)  # type: ignore[no-untyped-call]
+            graphs = genai.lay_out(graphs, description, model, processor, checkpoint, folder)
+        if storage == "stream":
+            write_model(graphs, description, folder)
+        else:
+            weights = [(file, files.sha256[file.name]) for file in sorted(shards)]
+            write_linked(graphs, description, folder, weights)

@@ -28,7 +28,7 @@ from guardbake_onnx.replicate import only_layers, replicate, template_layers
 from guardbake_onnx.trace import attention_as, trace
 
 _ROOTS = {"language_model": "model"}
-_FULL = "full_attention"
+_FULL, _NORM = "full_attention", "RMSNormalization"
 
 
 def capture_decoder(model: PreTrainedModel, family: Family, whole: bool = False) -> ir.Model:
@@ -85,10 +85,16 @@ def _finish(model: ir.Model, kinds: list[str], family: Family, whole: bool) -> i
 
 
 def _last_product(output: ir.Value) -> ir.Value:
-    """The FFN's own output, where a norm follows it."""
-    node = output.producer()
-    before = node.inputs[0] if node is not None and node.op_type == "RMSNormalization" else None
-    return output if before is None else before
+    """The FFN's own output, where a norm follows it, in half precision one with casts around it."""
+    normed = _uncast(output).producer()
+    before = normed.inputs[0] if normed is not None and normed.op_type == _NORM else None
+    return output if before is None else _uncast(before)
+
+
+def _uncast(value: ir.Value) -> ir.Value:
+    node = value.producer()
+    before = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    return value if before is None else before
 
 
 def _kinds(decoder: Any, family: Family, levels: int) -> list[str]:

@@ -1,68 +1,45 @@
-"""Let a Qwen2.5-VL vision graph work its index arrays out of the grids: `grid`, in ONNX operators.
+"""Let a Qwen's vision graph work its index arrays out of the grids: `grid`, in ONNX operators.
 
 For loops that feed what the image processor returns, and nothing that a host computed from it.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from guardbake_onnx.description import VisionGeometry
+from guardbake_onnx.operators import Operators
 
 GRIDS = "image_grid_thw"
-_INT = ir.DataType.INT64
+_INT, _FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
 
 
 def read_grids(model: ir.Model, geometry: VisionGeometry) -> None:
-    """position_ids, window_index, cu_seqlens and cu_window_seqlens become nodes, image_grid_thw
-    [images, 3] int64, in patches, the input from which they are computed."""
+    """All inputs but the pixels become nodes, image_grid_thw [images, 3] int64, in patches, the
+    input from which they are computed."""
     graph = model.graph
     grids = ir.val(GRIDS, _INT, ["images", 3])
-    ops = _Operators()
+    ops = _Operators("grid")
     tokens = _Tokens(ops, grids, geometry)
-    made = {
-        "position_ids": tokens.positions(),
-        "window_index": tokens.window_order(),
-        "cu_seqlens": tokens.frame_ends(),
-        "cu_window_seqlens": tokens.window_ends(),
-    }
+    made = {"position_ids": tokens.positions(), "cu_seqlens": tokens.frame_ends()}
+    if geometry.window:
+        made["window_index"] = tokens.window_order()
+        made["cu_window_seqlens"] = tokens.window_ends()
+    if geometry.position_side:
+        made["interp_indices"], made["interp_weights"] = tokens.table_places(geometry.position_side)
     for old in [value for value in graph.inputs if value.name in made]:
         new = made[str(old.name)]
+        if old.dtype not in (_INT, _FLOAT):
+            new = ops("Cast", new, to=int(old.dtype or ir.DataType.UNDEFINED))
         new.type, new.shape = old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new)
         graph.inputs.remove(old)
     graph.inputs.append(grids)
-    for constant in ops.tape.initializers:
-        graph.register_initializer(constant)
-    graph.insert_before(graph[0], ops.tape.nodes)
+    ops.insert(graph, graph[0])
 
 
-class _Operators:
-    """Arithmetic on int64; a number stands for a constant that broadcasts."""
-
-    def __init__(self) -> None:
-        self.tape = ir.tape.Tape()
-        self._constants: dict[str, ir.Value] = {}
-
-    def __call__(self, kind: str, *inputs: ir.Value | int, **attributes: int) -> ir.Value:
-        values = [self.constant(x) if isinstance(x, int) else x for x in inputs]
-        value = self.tape.op(kind, values, attributes)
-        return self._named(value)
-
-    def _named(self, value: ir.Value) -> ir.Value:
-        node = self.tape.nodes[-1]
-        node.name = f"/grid/{node.op_type}_{len(self.tape.nodes)}"
-        for index, output in enumerate(node.outputs):
-            output.name = f"{node.name}/output_{index}"
-        return value
-
-    def constant(self, content: int | list[int] | list[list[int]]) -> ir.Value:
-        key, name = str(content), f"/grid/constant_{len(self._constants)}"
-        if key not in self._constants:
-            tensor = ir.tensor(np.array(content, np.int64), name=name)
-            self._constants[key] = self.tape.initializer(tensor, name=name)
-        return self._constants[key]
+class _Operators(Operators):
+    """Arithmetic on int64."""
 
     def up_to(self, end: ir.Value) -> ir.Value:
         return self("Range", 0, end, 1)
@@ -74,19 +51,18 @@ class _Operators:
         return self("CumSum", lengths, 0)
 
     def from_zero(self, lengths: ir.Value) -> ir.Value:
-        return self("Concat", self.constant([0]), self.ends(lengths), axis=0)
+        return self("Concat", [0], self.ends(lengths), axis=0)
 
     def count(self, relation: str, x: ir.Value, others: ir.Value) -> ir.Value:
         """For each x the number of others to which it has the relation."""
-        held = self(relation, self("Unsqueeze", x, self.constant([1])), others)
-        return self("ReduceSum", self("Cast", held, to=_INT), self.constant([1]), keepdims=0)
+        held = self(relation, self("Unsqueeze", x, [1]), others)
+        return self("ReduceSum", self("Cast", held, to=_INT), [1], keepdims=0)
 
     def smallest_first(self, keys: ir.Value, number: ir.Value) -> ir.Value:
         """The order of the keys, which are all different."""
-        size = self("Reshape", number, self.constant([1]))
-        attributes = {"axis": 0, "largest": 0, "sorted": 1}
-        _, order = self.tape.op_multi_out("TopK", [keys, size], attributes, num_outputs=2)
-        return self._named(order)
+        size = self("Reshape", number, [1])
+        _, order = self.several("TopK", 2, keys, size, axis=0, largest=0, sorted=1)
+        return order
 
 
 class _Tokens:
@@ -94,7 +70,6 @@ class _Tokens:
 
     def __init__(self, ops: _Operators, grids: ir.Value, geometry: VisionGeometry) -> None:
         self._op, self._merge = ops, geometry.merge
-        self._side = geometry.window // geometry.merge // geometry.patch_size
         self._frames, self._high, self._wide = (ops("Gather", grids, n, axis=1) for n in range(3))
         self._rows = ops("Div", self._high, self._merge)
         self._columns = ops("Div", self._wide, self._merge)
@@ -108,15 +83,17 @@ class _Tokens:
         self._frame = ops("Div", within, self._of(area))
         place, columns = ops("Mod", within, self._of(area)), self._of(self._columns)
         self._row, self._column = ops("Div", place, columns), ops("Mod", place, columns)
-        self._window, self._windows = self._in_window()
+        if geometry.window:
+            side = geometry.window // geometry.merge // geometry.patch_size
+            self._window, self._windows = self._in_window(side)
 
     def _of(self, values: ir.Value) -> ir.Value:
         """What each token's image has."""
         return self._op("Gather", values, self._image, axis=0)
 
-    def _in_window(self) -> tuple[ir.Value, ir.Value]:
+    def _in_window(self, side: int) -> tuple[ir.Value, ir.Value]:
         """Which window each token is in, counted over all images, and how many there are."""
-        op, side = self._op, self._side
+        op = self._op
         across, down = (
             op("Div", op("Add", size, side - 1), side) for size in (self._columns, self._rows)
         )
@@ -131,12 +108,46 @@ class _Tokens:
 
     def positions(self) -> ir.Value:
         """(row, column) of every patch, [patches, 2]."""
-        op, merge = self._op, self._merge
-        axis = op.constant([1])
-        both = (op("Unsqueeze", x, axis) for x in (self._row, self._column))
-        corner = op("Unsqueeze", op("Mul", op("Concat", *both, axis=1), merge), axis)
-        inner = op.constant([[row, column] for row in range(merge) for column in range(merge)])
-        return op("Reshape", op("Add", corner, inner), op.constant([-1, 2]))
+        return self._op("Concat", *(self._op("Unsqueeze", x, [1]) for x in self._places()), axis=1)
+
+    def _places(self) -> tuple[ir.Value, ir.Value]:
+        """Row and column of every patch, [patches] each."""
+        op, inner = self._op, range(self._merge)
+        offsets = [x for x in inner for _ in inner], [x for _ in inner for x in inner]
+        row, column = (
+            op("Add", op("Unsqueeze", op("Mul", corner, self._merge), [1]), offset)
+            for corner, offset in zip((self._row, self._column), offsets, strict=True)
+        )
+        return op("Reshape", row, [-1]), op("Reshape", column, [-1])
+
+    def table_places(self, side: int) -> tuple[ir.Value, ir.Value]:
+        """Of every patch the four places of the table of positions around it, [patches, 4] int64,
+        and their weights, float32."""
+        op, patches = self._op, [1] * self._merge**2
+        taps = []
+        for place, size in zip(self._places(), (self._high, self._wide), strict=True):
+            steps = op("Max", op("Sub", self._of(size), 1), 1)
+            each = op("Reshape", op("Mul", op("Unsqueeze", steps, [1]), [patches]), [-1])
+            taps.append(self._around(place, each, side))
+        down, across = (
+            [op("Unsqueeze", x, [a]) for x in t] for a, t in zip((2, 1), taps, strict=True)
+        )
+        places = op("Add", op("Mul", down[0], side), across[0])
+        weights = op("Mul", down[1], across[1])
+        return op("Reshape", places, [-1, 4]), op("Reshape", weights, [-1, 4])
+
+    def _around(self, place: ir.Value, steps: ir.Value, side: int) -> tuple[ir.Value, ir.Value]:
+        """The two of a table's `side` rows around a place of 0 to `steps`, and their weights."""
+        op = self._op
+        scaled = op("Mul", op("Cast", place, to=_FLOAT), float(side - 1))
+        exact = op("Div", scaled, op("Cast", steps, to=_FLOAT))
+        floor = op("Floor", exact)
+        low, share = op("Cast", floor, to=_INT), op("Sub", exact, floor)
+        pair = low, op("Min", op("Add", low, 1), side - 1)
+        weights = op("Sub", 1.0, share), share
+        both = ([op("Unsqueeze", x, [1]) for x in side_by_side] for side_by_side in (pair, weights))
+        rows, shares = (op("Concat", *columns, axis=1) for columns in both)
+        return rows, shares
 
     def window_order(self) -> ir.Value:
         """Tokens window by window, [tokens]."""

@@ -61,6 +61,7 @@ def simplify(model: ir.Model) -> None:
     """Fold small constants, fuse into the standard operators of opset 23, drop what is not used."""
     onnxscript.optimizer.optimize(model)
     onnx_fusions.fuse(model)
+    _cast_around_norms(model.graph)
     fuse_doubled_rotary(model)
     read_sizes_once(model.graph)
     common.CommonSubexpressionEliminationPass()(model)
@@ -73,6 +74,22 @@ def simplify(model: ir.Model) -> None:
         # the rotary fusion makes these without a type
         if node.op_type in {"Cos", "Sin"} and node.outputs[0].type is None and node.inputs[0]:
             node.outputs[0].type, node.outputs[0].shape = node.inputs[0].type, node.inputs[0].shape
+
+
+def _cast_around_norms(graph: ir.Graph) -> None:
+    """Where a norm computes in more precision than the stream, put back the cast before it, which
+    its fusion took in and onnxruntime misses, and give the one behind it its scopes again."""
+    for norm in [node for node in graph if node.op_type == "RMSNormalization"]:
+        x, scale = norm.inputs[:2]
+        if x is None or scale is None or scale.dtype is None or x.dtype == scale.dtype:
+            continue
+        cast = ir.node("Cast", [x], {"to": scale.dtype})
+        cast.outputs[0].type, cast.outputs[0].shape = scale.type, x.shape
+        graph.insert_before(norm, cast)
+        norm.replace_input_with(0, cast.outputs[0])
+        for node in (cast, *(use.node for use in norm.outputs[0].uses())):
+            if node.op_type == "Cast" and not scopes_of(node):
+                node.metadata_props[SCOPES] = norm.metadata_props[SCOPES]
 
 
 def read_sizes_once(graph: ir.Graph) -> None:

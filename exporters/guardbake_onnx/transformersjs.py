@@ -27,10 +27,20 @@ from guardbake.errors import UnsupportedError, UsageError
 from guardbake.plugins import Number, Storage
 from guardbake.vlm.files import read_json
 
+from guardbake_onnx.checkpoint_papers import (
+    PIXELS,
+    PROCESSOR,
+    TEMPLATE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    missing_papers,
+    tokenizer_config,
+)
 from guardbake_onnx.description import FILE_NAME, Description
 from guardbake_onnx.embedding import look_up_alone
 from guardbake_onnx.float_io import in_float32
 from guardbake_onnx.grid_graph import read_grids
+from guardbake_onnx.operators import Operators
 from guardbake_onnx.tidy import rename_dimension
 from guardbake_onnx.write import EXTERNAL_FROM
 
@@ -40,10 +50,7 @@ _GRAPHS |= {"embedding": "embed_tokens"}
 _FLOAT32 = ("pixel_values", "image_features", "inputs_embeds", "logits")
 # what a number type is called in file names, and in the configuration
 _NUMBERS = {ir.DataType.FLOAT: ("", "fp32"), ir.DataType.FLOAT16: ("_fp16", "fp16")}
-_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-_PIXELS, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
-_TEMPLATE = "chat_template.jinja"
-_COPIED = (_TEMPLATE, "generation_config.json", "special_tokens_map.json")
+_COPIED = (TEMPLATE, "generation_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,13 @@ def write_transformersjs(
     config, kind = read_json(checkpoint / "config.json"), _KINDS[description.family]
     files = {
         "config.json": _config(config, description, kind, number),
-        _PIXELS: _pixels(checkpoint) | {"processor_class": kind.processor},
-        _PROCESSOR: _processor(config, description, kind, image_token),
-        _TOKENIZER_CONFIG: _tokenizer_config(checkpoint),
+        PIXELS: _pixels(checkpoint) | {"processor_class": kind.processor},
+        PROCESSOR: _processor(config, description, kind, image_token),
+        TOKENIZER_CONFIG: tokenizer_config(checkpoint),
     }
     for name, content in files.items():
         (folder / name).write_text(canonical_lines(content), encoding="utf-8")
-    for name in (_TOKENIZER, *_COPIED):
+    for name in (TOKENIZER, *_COPIED):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, folder / name)
     (folder / FILE_NAME).write_text(description.to_json(), encoding="utf-8")
@@ -120,41 +127,25 @@ def _bound_positions(graph: ir.Graph) -> None:
     """
     given = next(value for value in graph.inputs if value.name == "position_ids")
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
-    users, tape = list(given.uses()), ir.tape.Tape()
-
-    def constant(role: str, content: list[int] | int) -> ir.Value:
-        name = f"/positions/{role}"
-        return tape.initializer(ir.tensor(np.array(content, np.int64), name=name), name=name)
-
-    one = constant("one", 1)
-    before = tape.op("Sub", [tape.op("CumSum", [mask, one]), one])
-    new = tape.op("Neg", [tape.op("Shape", [given], {"start": -1})])
-    end, axis = constant("end", [np.iinfo(np.int64).max]), constant("axis", [1])
-    most = tape.op("Max", [tape.op("Slice", [before, new, end, axis]), constant("zero", 0)])
-    bound = tape.op("Min", [given, most])
+    users, ops = list(given.uses()), Operators("positions")
+    before = ops("Sub", ops("CumSum", mask, 1), 1)
+    new = ops("Neg", ops("Shape", given, start=-1))
+    most = ops("Max", ops("Slice", before, new, [np.iinfo(np.int64).max], [1]), 0)
+    bound = ops("Min", given, most)
     bound.type, bound.shape = given.type, given.shape
-    for number, node in enumerate(tape.nodes):
-        node.name = f"/positions/{node.op_type}_{number}"
-        node.outputs[0].name = f"{node.name}/output_0"
     for user in users:
         user.node.replace_input_with(user.idx, bound)
-    for value in tape.initializers:
-        graph.register_initializer(value)
-    graph.insert_before(graph[0], tape.nodes)
+    ops.insert(graph, graph[0])
 
 
 def admit(checkpoint: Path, family: str, number: Number, storage: Storage) -> None:
     """UnsupportedError if transformers.js would not run the model, UsageError if the weights shall
     stay in the checkpoint's own files."""
-    there = {path.name for path in checkpoint.iterdir()}
-    wrong, wanted = None, ""
+    wrong, wanted = missing_papers(checkpoint), f"{TOKENIZER}, {TOKENIZER_CONFIG} and {PROCESSOR}"
     if family not in _KINDS:
         wrong, wanted = f"a {family}", f"one of {', '.join(sorted(_KINDS))}"
     elif number == "bfloat16":
         wrong, wanted = f"--dtype {number}", "float32 or float16, which its tensors can hold"
-    elif not {_TOKENIZER, _TOKENIZER_CONFIG} <= there or not {_PIXELS, _PROCESSOR} & there:
-        wrong = f"files {', '.join(sorted(there))}"[:200]
-        wanted = f"{_TOKENIZER}, {_TOKENIZER_CONFIG} and {_PROCESSOR}"
     if wrong is not None:
         raise UnsupportedError(
             found=wrong,
@@ -193,11 +184,11 @@ def _config(
 
 def _pixels(checkpoint: Path) -> dict[str, Any]:
     """What transformers 5 nests in processor_config.json stands in a file of its own."""
-    own = checkpoint / _PIXELS
+    own = checkpoint / PIXELS
     if own.is_file():
         pixels = read_json(own)
     else:
-        pixels = read_json(checkpoint / _PROCESSOR).get("image_processor", {})
+        pixels = read_json(checkpoint / PROCESSOR).get("image_processor", {})
     return dict(pixels)
 
 
@@ -214,12 +205,3 @@ def _processor(
         "patch_size": description.vision.patch_size,
         "processor_class": kind.processor,
     }
-
-
-def _tokenizer_config(checkpoint: Path) -> dict[str, Any]:
-    """With the chat template in it: the file beside it is not read for this family."""
-    config = read_json(checkpoint / _TOKENIZER_CONFIG)
-    template = checkpoint / _TEMPLATE
-    if template.is_file():
-        config["chat_template"] = template.read_text(encoding="utf-8")
-    return config

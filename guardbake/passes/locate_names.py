@@ -64,6 +64,9 @@ def _leaves_as(product: ir.Value) -> ir.Value:
     flat = producer is not None and producer.op_type in ("Gemm", "Add")
     if node.op_type == "Reshape" and index == 0 and flat:  # Gemm knows matrices only
         return _leaves_as(node.outputs[0])
+    if node.op_type == "Cast":  # to a norm that computes in more precision than the stream
+        users = tuple(node.outputs[0].uses())
+        node, index = (users[0].node, users[0].idx) if len(users) == 1 else (node, 1)
     return node.outputs[0] if node.op_type in NORMS and index == 0 else product
 
 

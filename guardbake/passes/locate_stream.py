@@ -17,7 +17,8 @@ import onnx_ir as ir
 from guardbake.passes.functions import DOMAIN
 from guardbake.passes.locate_names import NORMS, is_constant
 
-DATA_INPUTS = ("inputs_embeds", "input_ids")
+EMBEDS, IDS = "inputs_embeds", "input_ids"
+NO_DATA = ("Shape", "Size")
 _SKIP_NORMS = {"SkipSimplifiedLayerNormalization": 3, "SkipLayerNormalization": 4}
 _SUM = 3  # output of a skip norm: its two operands' sum
 _RENAMED = ("Cast", "Identity")  # the same numbers, or the same in another dtype
@@ -68,6 +69,52 @@ class _ResidualAdd:
     branch: ir.Value
     before: _ResidualAdd | None = None
     length: int = 1
+
+
+def token_values(graph: ir.Graph) -> list[ir.Value]:
+    """What tokens come in by: their embeddings, their ids, or both.
+
+    Where nothing reads the embeddings but cuts of their columns, the first columns: what rides in
+    others behind them, features of images for the first layers, is as an input of its own.
+    """
+    found: list[ir.Value] = []
+    for value in graph.inputs:
+        if value.name == EMBEDS:
+            found += _first_columns(value) or [value]
+        elif value.name == IDS:
+            found.append(value)
+    return found
+
+
+def _first_columns(value: ir.Value) -> list[ir.Value]:
+    """What is cut from the first column on, if every other cut begins behind it; else nothing."""
+    readers = [use.node for use in value.uses() if use.node.op_type not in NO_DATA]
+    cuts = {node: _cut_columns(node) for node in readers}
+    width = max((end for start, end in cuts.values() if start == 0), default=0)
+    if any(start != 0 and start < width for start, _ in cuts.values()):
+        return []
+    return [node.outputs[0] for node, (start, _) in cuts.items() if start == 0]
+
+
+def _cut_columns(node: ir.Node) -> tuple[int, int]:
+    """From where up to where a node cuts columns out of its input; (-1, 0) if it does not."""
+    if node.op_type != "Slice" or node.domain or len(node.inputs) != 4:
+        return -1, 0
+    start, end, axis = (number_of(value) for value in node.inputs[1:])
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    last = (-1,) if shape is None else (-1, len(shape) - 1)
+    if start is None or end is None or not 0 <= start < end or axis not in last:
+        return -1, 0
+    return start, end
+
+
+def number_of(value: ir.Value | None) -> int | None:
+    """The only number of a constant of whole numbers that stands in the graph."""
+    tensor = value.const_value if value is not None else None
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size != 1:
+        return None
+    whole = tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64)
+    return int(tensor.numpy().item()) if whole else None
 
 
 def fuses_norm(node: ir.Node) -> bool:
@@ -225,8 +272,8 @@ class _Lineage:
     def __post_init__(self) -> None:
         for source in (*self.graph.inputs, *self.graph):
             self.bits[source] = 1 << len(self.bits)
-        for source in self.graph.inputs:
-            self.tokens |= self.bits[source] if source.name in DATA_INPUTS else 0
+        for tokens in token_values(self.graph):
+            self.tokens |= self.bits[tokens.producer() or tokens]
         for node in self.graph:
             made = 0
             for value in node.inputs:

@@ -18,36 +18,48 @@ import onnx_ir as ir
 
 from guardbake.errors import SiteError
 from guardbake.passes.functions import DOMAIN
-from guardbake.passes.locate_stream import DATA_INPUTS, fuses_norm, not_a_sum, sum_of
+from guardbake.passes.locate_stream import (
+    EMBEDS,
+    IDS,
+    NO_DATA,
+    fuses_norm,
+    not_a_sum,
+    number_of,
+    sum_of,
+    token_values,
+)
 from guardbake.site import Site
 
 Use: TypeAlias = tuple[ir.Node, int]
 """A node, and which of its inputs."""
 
 _CACHE = re.compile(r"present\.(\d{1,6})\.")
-_NO_DATA = ("Shape", "Size")
 
 
 def residual_sum(site: Site, value: ir.Value) -> ir.Value:
     """The hidden state after the residual add that reads the FFN output `value`, edited or not.
 
     Raises SiteError if anything else but the guard reads it, if its reader is no such add, or if
-    the norm that the add is fused into does not give the sum out.
+    the norm that the add is fused into does not give the sum out. A cast may stand before the add.
     """
-    node = _residual_add(site, value)
+    node = _residual_add(site, value)[0]
     total = sum_of(node)
     if total is None:
         _refuse(site, f"the FFN output feeds {node.op_type} {node.name}, which keeps the sum")
     return total
 
 
-def _residual_add(site: Site, value: ir.Value) -> ir.Node:
+def _residual_add(site: Site, value: ir.Value) -> tuple[ir.Node, ir.Value]:
+    """The add, and its operand: `value`, edited or not, or a cast of it."""
     guard = [use.node for use in value.uses() if use.node.domain == DOMAIN]
     values = [value, *(node.outputs[0] for node in guard)]
-    users = [use.node for v in values for use in v.uses() if use.node.domain != DOMAIN]
+    users = [(use.node, v) for v in values for use in v.uses() if use.node.domain != DOMAIN]
+    if len(users) == 1 and users[0][0].op_type == "Cast":
+        cast = users[0][0].outputs[0]
+        users = [(use.node, cast) for use in cast.uses()]
     if len(users) != 1:
         _refuse(site, f"{len(users)} readers of the FFN output {value.name}")
-    if reason := not_a_sum(users[0]):
+    if reason := not_a_sum(users[0][0]):
         _refuse(site, f"the FFN output feeds {reason}")
     return users[0]
 
@@ -65,12 +77,12 @@ def require_only_way(
     told: uses that carry the guard's decision and no data.
     """
     joined = product if edited is None else edited
-    node = _residual_add(site, joined)
-    stream = next((v for v in node.inputs[:2] if v is not joined), None)
-    sources = [value for value in graph.inputs if value.name in DATA_INPUTS]
+    node, added = _residual_add(site, joined)
+    stream = next((v for v in node.inputs[:2] if v is not added), None)
+    sources = token_values(graph)
     if stream is None or not sources:
-        _refuse(site, f"no stream from {' or '.join(DATA_INPUTS)} to add the FFN output to")
-    walk = _Walk(graph, told)
+        _refuse(site, f"no stream from {EMBEDS} or {IDS} to add the FFN output to")
+    walk = _Walk(graph, {*told, *_one_token(graph)})
     around = walk.reached([s for s in sources if s is not stream], *_with_its_norm(stream))
     if product in around or product is stream:
         _refuse(site, f"{product.name} computed from another value than {stream.name}, its stream")
@@ -80,6 +92,19 @@ def require_only_way(
     for output in graph.outputs:
         if output in past and _lies_behind(output, site):
             _refuse(site, f"a path to {output.name} round {node.op_type} {node.name}")
+
+
+def _one_token(graph: ir.Graph) -> list[Use]:
+    """Uses of the ids of tokens, which come in by their embeddings, to find one among them, such
+    as an image's. To find several apart could be to read them all."""
+    inputs = {str(value.name): value for value in graph.inputs}
+    found: dict[int, list[Use]] = {}
+    for use in inputs[IDS].uses() if {IDS, EMBEDS} <= inputs.keys() else ():
+        other = use.node.inputs[1 - use.idx] if use.node.op_type == "Equal" else None
+        token = number_of(other)
+        if token is not None:
+            found.setdefault(token, []).append((use.node, use.idx))
+    return next(iter(found.values())) if len(found) == 1 else []
 
 
 def _lies_behind(output: ir.Value, site: Site) -> bool:
@@ -92,7 +117,7 @@ class _Walk:
     """Which values data reaches. A node with subgraphs reads whatever these read from outside."""
 
     def __init__(self, graph: ir.Graph, told: Collection[Use]) -> None:
-        self.told = set(told)
+        self.told = told
         self.outer = {inner: node for node in graph for inner in _subgraphs(node)}
 
     def reached(self, sources: Collection[ir.Value], *closed: ir.Value) -> set[ir.Value]:
@@ -108,7 +133,7 @@ class _Walk:
 
     def _computed_from(self, value: ir.Value) -> Iterator[ir.Value]:
         for use in value.uses():
-            if use not in self.told and use.node.op_type not in _NO_DATA:
+            if use not in self.told and use.node.op_type not in NO_DATA:
                 inside = use.node.graph
                 node = use.node if inside is None else self.outer.get(inside, use.node)
                 yield from node.outputs

@@ -177,7 +177,11 @@ MAKERS: Mapping[str, Callable[[], tuple[Any, Any]]] = {
 def make_checkpoint(family: str, folder: Path) -> None:
     """A checkpoint with processor and tokenizer; every tensor random, so that none can be lost."""
     torch.manual_seed(0)
-    model, processor = MAKERS[family]()
+    save_random(*MAKERS[family](), folder)
+
+
+def save_random(model: Any, processor: Any, folder: Path) -> None:
+    """Save both, every tensor of the model random."""
     source = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, tensor in sorted(model.named_parameters()):

@@ -5,40 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime_genai as genai
 import pytest
-from PIL import Image
 
 from guardbake.artifact import save_guard
-from guardbake.batch import Batch
-from guardbake.plugins import Trace
 from guardbake.spec import GuardSpec
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.runner import TorchRunner
 
+from tests.foreign.genai_loop import TOKENS, Said, answer, ask, draw, require_alike
+
 HERE = Path(__file__).parent
 FOLDER = HERE / "folders" / "mobius-multimodal"
 PROMPT = "<|vision_start|><|image_pad|><|vision_end|>what is drawn here"
-TOKENS = 8
 # float32 on both sides, whose kernels sum in other orders: 16 columns, scores about one
 ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Said:
-    """One sequence as genai ran it: the prompt as its processor made it, the answer, and what the
-    guard's outputs said at each call's last token."""
-
-    batch: Batch
-    tokens: list[int]
-    scores: list[float]
-    opened: list[bool]
 
 
 @pytest.fixture(scope="module")
@@ -48,52 +33,7 @@ def vlm() -> Vlm:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    pixels = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
-
-
-def say(folder: Path, picture: Path, vlm: Vlm) -> tuple[Said, Any]:
-    """Ask about the picture; also returns the generator."""
-    model = genai.Model(str(folder))
-    asked = model.create_multimodal_processor()(PROMPT, images=genai.Images.open(str(picture)))
-    arrays = {
-        name: np.array(asked[name].as_numpy())
-        for name in ("input_ids", "pixel_values", "image_grid_thw")
-    }
-    ids = arrays["input_ids"].reshape(1, -1).astype(np.int64)
-    config: Any = vlm.model.config
-    pixels = arrays["pixel_values"].reshape(-1, arrays["pixel_values"].shape[-1])
-    grids = arrays["image_grid_thw"].reshape(-1, 3)
-    batch = Batch(ids, np.ones_like(ids), ids == config.image_token_id, pixels, grids)
-    parameters = genai.GeneratorParams(model)
-    parameters.set_search_options(max_length=200, do_sample=False)
-    generator = genai.Generator(model, parameters)
-    generator.set_inputs(asked)
-    return answer(generator, batch), generator
-
-
-def answer(generator: Any, batch: Batch) -> Said:
-    tokens, scores, opened = [], [], []
-    while len(tokens) < TOKENS and not generator.is_done():
-        generator.generate_next_token()
-        tokens.append(int(generator.get_next_tokens()[0]))
-        # of the call whose logits chose this token
-        scores.append(float(generator.get_output("guard_score").ravel()[-1]))
-        opened.append(bool(generator.get_output("guard_open").ravel()[-1]))
-    return Said(batch, tokens, scores, opened)
-
-
-def require_alike(vlm: Vlm, spec: GuardSpec, said: Said) -> Trace:
-    """The same tokens, verdicts and scores as PyTorch with the guard's hooks gives."""
-    wanted = TorchRunner(vlm, spec).run(said.batch, len(said.tokens))
-    assert wanted.guard_score is not None
-    assert wanted.guard_open is not None
-    assert said.tokens == wanted.tokens[0].tolist()
-    first = said.batch.input_ids.shape[1] - 1
-    assert said.opened == wanted.guard_open[0, first:, 0].tolist()
-    assert np.abs(said.scores - wanted.guard_score[0, first:, 0]).max() < ROUNDING
-    return wanted
+    return draw((56, 84), tmp_path / "picture.png")
 
 
 Guarded = Callable[..., tuple[GuardSpec, Path]]
@@ -127,8 +67,8 @@ def test_genai_carries_a_latched_guard(
     answers, middle = {}, {}
     for threshold in (-5.0, 5.0):
         spec, folder = guarded(threshold, pools)
-        said, _ = say(folder, picture, vlm)
-        require_alike(vlm, spec, said)
+        said, _ = ask(folder, PROMPT, [picture], vlm)
+        require_alike(vlm, spec, said, ROUNDING)
         answers[threshold] = said.tokens
         assert set(said.opened) == {threshold < 0}
         middle[threshold] = np.array(said.scores) + threshold
@@ -138,8 +78,8 @@ def test_genai_carries_a_latched_guard(
     first = middle[5.0][0]
     for other in (middle[-5.0][1:].min(), middle[5.0][1:].max()):
         spec, folder = guarded(float((first + other) / 2), pools)
-        said, _ = say(folder, picture, vlm)
-        require_alike(vlm, spec, said)
+        said, _ = ask(folder, PROMPT, [picture], vlm)
+        require_alike(vlm, spec, said, ROUNDING)
         assert set(said.opened) == {bool(other < first)}
         assert min(said.scores) < 0 < max(said.scores)
 
@@ -149,7 +89,7 @@ def test_a_second_turn_is_decided_anew(guarded: Guarded, vlm: Vlm, picture: Path
 
     def both_turns(threshold: float) -> tuple[Said, Said]:
         _, folder = guarded(threshold, False)
-        first, generator = say(folder, picture, vlm)
+        first, generator = ask(folder, PROMPT, [picture], vlm)
         generator.append_tokens(turn)
         return first, answer(generator, first.batch)
 

@@ -14,20 +14,29 @@ from guardbake_onnx.grid import vision_inputs
 from guardbake_onnx.grid_graph import GRIDS, read_grids
 from guardbake_onnx.session import open_graph
 
-NAMES = ("position_ids", "window_index", "cu_seqlens", "cu_window_seqlens")
+INTEGERS = ("position_ids", "window_index", "cu_seqlens", "cu_window_seqlens", "interp_indices")
+KINDS = dict.fromkeys(INTEGERS, ir.DataType.INT64) | {"interp_weights": ir.DataType.FLOAT}
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 geometries = [
     VisionGeometry("qwen2_5_vl", patch, merge, window, 0)
     for patch, merge, window in ((14, 2, 112), (24, 2, 96), (8, 1, 24), (4, 3, 36))
 ]
+geometries += [VisionGeometry("qwen2_vl", 14, 2, 0, 0)]
+geometries += [
+    VisionGeometry("qwen3_vl", 16, merge, 0, 0, position_side=side)
+    for merge, side in ((2, 48), (2, 5), (1, 7))
+]
 
 
 def graph_of(geometry: VisionGeometry) -> bytes:
     """A vision graph of nothing but the index arrays."""
-    inputs = [ir.val(name, ir.DataType.INT64, None) for name in NAMES]
+    pixels = np.zeros((geometry.merge**2, 1), np.float32)
+    grid = np.array([[1, geometry.merge, geometry.merge]])
+    names = sorted(set(vision_inputs(geometry, pixels, grid)) - {"pixel_values"})
+    inputs = [ir.val(name, KINDS[name], None) for name in names]
     nodes = [ir.node("Identity", [value]) for value in inputs]
-    for name, node in zip(NAMES, nodes, strict=True):
-        node.outputs[0].name, node.outputs[0].dtype = f"{name}_out", ir.DataType.INT64
+    for name, node in zip(names, nodes, strict=True):
+        node.outputs[0].name, node.outputs[0].dtype = f"{name}_out", KINDS[name]
     outputs = [node.outputs[0] for node in nodes]
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 23}, name="vision")
     model = ir.Model(graph, ir_version=10)
@@ -49,5 +58,5 @@ def test_the_graph_computes_what_the_host_does(
     patches = np.zeros((grids.prod(axis=1).sum(), 1), np.float32)
     wanted = vision_inputs(geometry, patches, grids)
     got = session.run({GRIDS: grids})
-    for name in NAMES:
+    for name in set(wanted) - {"pixel_values"}:
         assert got[f"{name}_out"].tolist() == wanted[name].tolist(), name

@@ -15,6 +15,8 @@ from guardbake.passes.stream import require_only_way
 from guardbake.passes.verify import VerifyGuard
 from guardbake.site import Site
 
+from tests.passes.conftest import WIDTH
+
 Fault = Callable[[ir.Model], None]
 
 
@@ -178,3 +180,95 @@ def test_a_graph_whose_ffn_meets_no_stream_takes_no_guard(lab: Any, guard: Any) 
     with pytest.raises(SiteError) as caught:
         InsertGuard(guard("sequence", "care"))(toy.model)
     assert caught.value.exit_code == 3
+
+
+def cut(model: ir.Model, start: int, name: str, source: ir.Value) -> ir.Value:
+    """WIDTH columns of a wider input, from that one on."""
+    bounds = {}
+    for role, number in (("start", start), ("end", start + WIDTH), ("axis", -1)):
+        called = f"{name} {role}"
+        tensor = ir.tensor(np.array([number], np.int64), name=called)
+        bounds[role] = ir.val(called, const_value=tensor)
+        model.graph.register_initializer(bounds[role])
+    node = ir.node("Slice", [source, *bounds.values()], name=name)
+    model.graph.insert_before(model.graph[0], node)
+    return node.outputs[0]
+
+
+def widened(toy: Any) -> tuple[ir.Value, ir.Value]:
+    """Let the toy be fed twice its columns; it takes the first half. Returns both halves."""
+    graph = toy.model.graph
+    embeds = next(value for value in graph.inputs if value.name == "inputs_embeds")
+    wide = ir.Value(name="inputs_embeds", type=embeds.type, shape=ir.Shape(["B", "S", 2 * WIDTH]))
+    first, rest = (cut(toy.model, start, f"from {start}", wide) for start in (0, WIDTH))
+    first.type, first.shape = embeds.type, embeds.shape
+    ir.convenience.replace_all_uses_with(embeds, first)
+    graph.inputs[graph.inputs.index(embeds)] = wide
+    return first, rest
+
+
+def test_features_in_columns_behind_the_embeddings_join_the_stream(lab: Any, guard: Any) -> None:
+    """As DeepStack's do, whose input of their own is no way round either."""
+    spec, toy = guard("sequence", "care"), lab.toy()
+    _, rest = widened(toy)
+    total = toy.node("residual_0").outputs[0]
+    readers = list(total.uses())
+    joined = ir.node("Add", [total, rest], name="joined")
+    toy.model.graph.insert_after(toy.node("residual_0"), joined)
+    for use in readers:
+        use.node.replace_input_with(use.idx, joined.outputs[0])
+    VerifyGuard(spec, "the toy")(lab.insert(toy, spec))
+
+
+def test_the_embeddings_past_the_guard_are_a_way_round(lab: Any, guard: Any) -> None:
+    for shift in (0, 1):  # all of them, or all but one as if they were other columns
+        toy = lab.toy()
+        first, _ = widened(toy)
+        wide = next(value for value in toy.model.graph.inputs if value.name == "inputs_embeds")
+        around = cut(toy.model, shift, "around", wide) if shift else first
+        join_times_nothing(toy.model, around)
+        with pytest.raises(SiteError, match=r"way round|computed from another value"):
+            lab.insert(toy, guard("sequence", "care"))
+
+
+def told_apart(model: ir.Model, *tokens: int) -> None:
+    """The head's input is scaled by whether each token is one of these."""
+    ids = ir.Value(name="input_ids", type=ir.TensorType(ir.DataType.INT64))
+    model.graph.inputs.append(ids)
+    head = node(model, "head")
+    for token in tokens:
+        number = ir.tensor(np.array([token], np.int64), name=f"token {token}")
+        value = ir.val(f"token {token}", const_value=number)
+        model.graph.register_initializer(value)
+        found = ir.node("Equal", [ids, value], name=f"is {token}")
+        scale = ir.node("Cast", found.outputs, {"to": ir.DataType.FLOAT}, name=f"cast {token}")
+        wide = ir.node("ReduceMax", scale.outputs, {"keepdims": 0}, name=f"any {token}")
+        scaled = ir.node("Mul", [head.inputs[0], wide.outputs[0]], name=f"scaled {token}")
+        model.graph.insert_before(head, [found, scale, wide, scaled])
+        head.replace_input_with(0, scaled.outputs[0])
+
+
+def test_to_find_one_token_is_no_way_round(lab: Any, guard: Any) -> None:
+    """An image's, say, whose tokens see each other; to find several could be to read the text."""
+    spec, toy = guard("sequence", "care"), lab.toy()
+    told_apart(toy.model, 7)
+    VerifyGuard(spec, "the toy")(lab.insert(toy, spec))
+    toy = lab.toy()
+    told_apart(toy.model, 7, 8)
+    with pytest.raises(SiteError, match="way round"):
+        lab.insert(toy, spec)
+
+
+def test_a_cast_may_stand_before_the_sum(lab: Any, guard: Any) -> None:
+    spec, toy = guard("sequence", "care"), lab.toy()
+    total = toy.node("residual_2")
+    cast = ir.node("Cast", [toy.value(2)], {"to": ir.DataType.FLOAT}, name="cast")
+    toy.model.graph.insert_before(total, cast)
+    total.replace_input_with(1, cast.outputs[0])
+    model = lab.insert(toy, spec)
+    VerifyGuard(spec, "the toy")(model)
+    total = node(model, "residual_2")
+    total.replace_input_with(1, copied(model, 2))  # and the cast of the edit goes nowhere
+    join_times_nothing(model, node(model, "cast").outputs[0])
+    with pytest.raises(IntegrityError, match=r"residual|readers|way round"):
+        VerifyGuard(spec, "the toy")(lab.reloaded(model))
