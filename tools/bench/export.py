@@ -10,8 +10,9 @@ others have no memory for. Rows that could not be run say why.
 
 Wall depends on what else the machine does; processor time (user) and the largest resident memory,
 of all processes of a way together, much less. Ours write decoder, vision and embedding, mobius too;
-torch and the genai builder write the decoder alone. "copied" is `cp` of the checkpoint, "copied,
-flushed" brings it to the disk, as ours do.
+torch and the genai builder write the decoder alone; for genai ours and mobius write its
+configuration too. "copied" is `cp` of the checkpoint, "copied, flushed" brings it to the disk, as
+ours do.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def ways(
         "guardbake, streamed, captured before": [*ours, "stream"],
         "guardbake, zero-copy": [*ours, "zero-copy"],
         "guardbake, zero-copy, captured before": [*ours, "zero-copy"],
+        "guardbake, for genai, streamed": [*ours, "stream", "--target", "genai"],
+        "guardbake, for genai, zero-copy": [*ours, "zero-copy", "--target", "genai"],
         "torch.onnx.export": [*here, str(work), "--whole", str(checkpoint), "--number", number],
     }
     if others:
@@ -138,7 +141,8 @@ def ways(
 
 
 def make_checkpoint(folder: Path, size: str, number: str) -> None:
-    """A Qwen2.5-VL of random weights, the tiny one's tokenizer and tower, in shards of 1 GiB."""
+    """A Qwen2.5-VL of random weights, the tiny one's tower and a tokenizer that genai reads too, in
+    shards of 1 GiB."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig
@@ -150,6 +154,8 @@ def make_checkpoint(folder: Path, size: str, number: str) -> None:
     for path in tiny.iterdir():
         if path.suffix in (".json", ".jinja"):
             shutil.copyfile(path, folder / path.name)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(ROOT / "tests" / "foreign" / "qwen2_5_vl" / name, folder / name)
     config: Any = AutoConfig.from_pretrained(tiny)
     text = config.text_config
     width, text.num_hidden_layers, heads, groups, text.intermediate_size, vocabulary = SIZES[size]
