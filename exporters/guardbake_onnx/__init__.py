@@ -97,7 +97,7 @@ class OnnxExporter:
         cannot share files with the checkpoint), UnsupportedError and MalformedError (tensors that
         are not the model's).
         """
-        from transformers import AutoProcessor, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from guardbake.bundle.graphs import load_graph
         from guardbake.vlm.catalog import family_of
@@ -129,8 +129,7 @@ class OnnxExporter:
             write_transformersjs(graphs, description, checkpoint, token, folder)
             return
         if target == "genai":
-            processor: Any = AutoProcessor.from_pretrained(checkpoint, local_files_only=True)  # type: ignore[no-untyped-call]
-            graphs = genai.lay_out(graphs, description, model, processor, checkpoint, folder)
+            graphs = genai.lay_out(graphs, description, model, pad, checkpoint, folder)
         if storage == "stream":
             write_model(graphs, description, folder)
         else:

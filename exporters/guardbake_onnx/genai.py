@@ -1,9 +1,13 @@
 """Lay a model out for onnxruntime-genai: its configuration, its image processor, its tokenizer.
 
 Read off onnxruntime-genai 0.18 and the extensions it is built with. It finds the places of images
-in a prompt by the spelling of their marks, and lets a Gemma's image have 256 tokens. Its pixels are
-Python's but for two things that are its own: it decodes JPEG files by another library, and rounds a
-side that lies halfway between two multiples of a Qwen's tokens up, where Python takes the even one.
+in a prompt by the spelling of their marks, and lets a Gemma's image have 256 tokens.
+
+What it does otherwise than Python is its own: it decodes JPEG files by another library, resizes a
+Gemma's pictures with a level's difference here and there, rounds a side that lies halfway between
+two multiples of a Qwen's tokens up, where Python takes the even one, reads a Qwen's pictures of
+several sizes wrongly where a smaller one comes first, and gives a Qwen's padding token position 0
+wherever it stands in a prompt.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ import onnx_ir as ir
 from guardbake.bundle.canonical import JSON, canonical_lines
 from guardbake.errors import UnsupportedError
 from guardbake.plugins import Number
-from guardbake.vlm.files import read_json
+from guardbake.vlm.files import malformed, read_json
 
 from guardbake_onnx.checkpoint_papers import (
     TEMPLATE,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    image_processor,
     missing_papers,
     tokenizer_config,
 )
@@ -36,6 +41,7 @@ _NAMES = {"decoder": "model", "embedding": "embedding", "vision": "vision"}
 _COPIED = (TOKENIZER, TEMPLATE, "special_tokens_map.json")
 # as the processor's resampling is numbered
 _INTERPOLATIONS = ("NEAREST", "LANCZOS", "LINEAR", "CUBIC")
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
 _SAMPLING = ("do_sample", "repetition_penalty", "temperature", "top_k", "top_p")
 
 
@@ -63,22 +69,27 @@ def lay_out(
     graphs: Mapping[str, ir.Model],
     description: Description,
     model: Any,
-    processor: Any,
+    pad: int | None,
     checkpoint: Path,
     folder: Path,
 ) -> dict[str, ir.Model]:
     """Fit the graphs to genai's loop and write beside them, into `folder`, what it reads.
 
     graphs: as captured, with their weights; changed here, and returned by the names that their
-    files are to have. model: of transformers, without weights. processor: the checkpoint's.
+    files are to have. model: of transformers, without weights. pad: the tokenizer's padding token.
+    Raises UnsupportedError for an image processor, and MalformedError for files, that genai could
+    not follow.
     """
     loop = _LOOPS[description.family]
+    pixels = _pixels(checkpoint, description)
+    if not description.end_ids:
+        raise _unsupported("no token that ends an answer", "eos_token_id", checkpoint)
     shared = fit_genai(graphs, description)
     if loop.tokens:
         keep_images_apart(graphs, loop.tokens, width(description))
     files = {
-        _CONFIG: _config(model, description, loop, shared),
-        _PIXELS: _pixels(processor.image_processor, description),
+        _CONFIG: _config(model, description, loop, pad, shared),
+        _PIXELS: pixels,
         TOKENIZER_CONFIG: tokenizer_config(checkpoint),
     }
     for name, content in files.items():
@@ -102,30 +113,43 @@ def admit(checkpoint: Path, family: str, number: Number) -> None:
         )
     elif wrong is None:
         wrong, wanted = _unread(read_json(checkpoint / TOKENIZER), _LOOPS[family])
+        tokens = read_json(checkpoint / "config.json").get("mm_tokens_per_image", 256)
+        if wrong is None and _LOOPS[family].tokens not in (0, tokens):
+            wrong, wanted = (
+                f"images of {tokens} tokens",
+                f"{_LOOPS[family].tokens}, as genai writes",
+            )
     if wrong is not None:
-        raise UnsupportedError(
-            found=wrong,
-            expected=wanted,
-            where=f"the export of {checkpoint} for onnxruntime-genai",
-            remedy="export with --target ort, whose runner is told of images by their ids",
-        )
+        raise _unsupported(wrong, wanted, checkpoint)
+
+
+def _unsupported(found: str, expected: str, checkpoint: Path) -> UnsupportedError:
+    return UnsupportedError(
+        found=found,
+        expected=expected,
+        where=f"the export of {checkpoint} for onnxruntime-genai",
+        remedy="export with --target ort, whose runner is told of images by their ids",
+    )
 
 
 def _unread(tokenizer: Mapping[str, Any], loop: _Loop) -> tuple[str | None, str]:
     """What of a tokenizer genai does not read, None if it reads it, and what it would."""
-    model = tokenizer.get("model")
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     kind = model.get("type") if isinstance(model, dict) else None
     if kind != "BPE":
         return f"a tokenizer of kind {kind!r:.40}", "byte-pair encoding (BPE)"
-    added = tokenizer.get("added_tokens")
-    names = {token.get("content") for token in added or () if isinstance(token, dict)}
+    tokens = added if isinstance(added, list) else []
+    names = [token.get("content") for token in tokens if isinstance(token, dict)]
     missing = [mark for mark in loop.marks if mark not in names]
     if missing:
         return f"a tokenizer without {' and '.join(missing)}", f"the marks {' '.join(loop.marks)}"
     return None, ""
 
 
-def _config(model: Any, description: Description, loop: _Loop, shared: bool) -> dict[str, JSON]:
+def _config(
+    model: Any, description: Description, loop: _Loop, pad: int | None, shared: bool
+) -> dict[str, JSON]:
+    ends = list(description.end_ids)
     config, text = model.config, model.config.get_text_config()
     caches = {"key": "past_key_values.%d.key", "value": "past_key_values.%d.value"}
     fed = ["attention_mask", "inputs_embeds", "position_ids"]
@@ -149,8 +173,8 @@ def _config(model: Any, description: Description, loop: _Loop, shared: bool) -> 
         "type": loop.type,
         "context_length": text.max_position_embeddings,
         "vocab_size": description.vocab,
-        "eos_token_id": list(description.end_ids) or [description.pad_id],
-        "pad_token_id": description.pad_id,
+        "eos_token_id": ends,
+        "pad_token_id": ends[0] if pad is None else pad,  # one that no prompt has within it
         "image_token_id": description.image_token_id,
         "decoder": decoder,
         "embedding": {
@@ -196,11 +220,25 @@ def _search(model: Any, text: Any, shared: bool) -> dict[str, JSON]:
     }
 
 
-def _pixels(processor: Any, description: Description) -> dict[str, JSON]:
+def _pixels(checkpoint: Path, description: Description) -> dict[str, JSON]:
     """The image processor's steps, as the extensions call them."""
+    processor = image_processor(checkpoint)
+    off = [name for name in _STEPS if not getattr(processor, name, True)]
+    off += ["do_pan_and_scan"] if getattr(processor, "do_pan_and_scan", False) else []
+    if off:
+        found = f"an image processor with another {', '.join(off)}"
+        raise _unsupported(found, "one that resizes, rescales, normalises and no more", checkpoint)
+    try:
+        steps = _steps(processor, description)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"[:200]
+        raise malformed(said, "sizes, means and scales of pixels", checkpoint / _PIXELS) from error
+    return {"processor": {"name": description.family, "transforms": steps}}
+
+
+def _steps(processor: Any, description: Description) -> list[JSON]:
     geometry, size = description.vision, processor.size
-    interpolation = _INTERPOLATIONS[int(processor.resample)]
-    resize: dict[str, JSON] = {"interpolation": interpolation}
+    resize: dict[str, JSON] = {"interpolation": _INTERPOLATIONS[int(processor.resample)]}
     if geometry.image_size:
         resize |= {"height": size["height"], "width": size["width"], "keep_aspect_ratio": 0}
         last = _step("Permute3D", dims=[2, 0, 1])
@@ -209,14 +247,13 @@ def _pixels(processor: Any, description: Description) -> dict[str, JSON]:
         least, most = size["shortest_edge"], size["longest_edge"]  # of pixels, for all its name
         resize |= {"smart_resize": 1, "min_pixels": least, "max_pixels": most, **patches}
         last = _step("PatchImage", **patches, temporal_patch_size=processor.temporal_patch_size)
-    steps = [
+    return [
         _step("DecodeImage", color_space="RGB"),
         _step("Resize", **resize),
-        _step("Rescale", rescale_factor=processor.rescale_factor),
+        _step("Rescale", rescale_factor=float(processor.rescale_factor)),
         _step("Normalize", mean=_floats(processor.image_mean), std=_floats(processor.image_std)),
         last,
     ]
-    return {"processor": {"name": description.family, "transforms": steps}}
 
 
 def _floats(numbers: Sequence[float]) -> list[JSON]:

@@ -21,6 +21,10 @@ ALTERED = (
     AssertionError, LookupError, OSError, SerdeError, SyntaxError, TypeError, ValueError,
 )  # fmt: skip
 MAX_RANK = 64  # numpy's; the size of a tensor is the product of so many numbers at most
+_STANDARD = (
+    "",
+    "ai.onnx",
+)  # of others' domains mobius gives functions, which onnxruntime passes over
 _SHOWN = 120  # characters of a name, a shape or an error
 _REMEDY = "export the model again"
 
@@ -28,14 +32,15 @@ _REMEDY = "export the model again"
 def load_graph(path: Path) -> ir.Model:
     """The graph, its external data left on disk.
 
-    Raises MalformedError if it is not ONNX, or if a tensor states more dimensions than MAX_RANK, or
-    more values than the file has of it.
+    Raises MalformedError if it is not ONNX, if a tensor states more dimensions than MAX_RANK, or
+    more values than the file has of it, or if a function stands in for an operator of ONNX.
     """
     try:
         model = ir.load(path, format="protobuf")
         for tensor in tensors_of(model):
             if isinstance(tensor, ir.TensorProtoTensor | ir.ExternalTensor):
                 _check_values(tensor, path)
+        _check_functions(model, path)
     except (DecodeError, *ALTERED) as error:
         raise _malformed(_said(error), "an ONNX graph", path) from error
     return model
@@ -80,6 +85,13 @@ def _check_values(tensor: ir.TensorProtoTensor | ir.ExternalTensor, path: Path) 
     if tensor.size > held:
         found = f"{what} of shape {shape} with {held} values"
         raise _malformed(found, f"{tensor.size} values"[:_SHOWN], path)
+
+
+def _check_functions(model: ir.Model, path: Path) -> None:
+    for function in model.functions.values():
+        if function.domain in _STANDARD:
+            found = f"a function in ONNX's own domain, {function.name}"[:_SHOWN]
+            raise _malformed(found, "functions in domains of their own", path)
 
 
 def _held(tensor: ir.TensorProtoTensor) -> int:

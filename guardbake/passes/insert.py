@@ -93,7 +93,7 @@ class InsertGuard:
             self._refuse_untyped(found[edit.site])
         for layer in sorted({site.layer for site in sites}):
             site = Site(layer, "ffn_output")
-            require_only_way(graph, site, locate(graph, [site])[site].value)
+            require_only_way(graph, site, spec.model.width, locate(graph, [site])[site].value)
         # nothing is changed before this line: a refused graph stays as it was
         mask = self._mask(graph) if spec.sensors else None
         nodes: list[ir.Node] = []

@@ -28,6 +28,11 @@ NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")
 _TOWERS = re.compile(r"vision|visual|audio")
 
 
+def is_standard(node: ir.Node, *kinds: str) -> bool:
+    """Whether the node is one of these operators of ONNX, and not another's of the same name."""
+    return node.op_type in kinds and node.domain in ("", "ai.onnx")
+
+
 def by_our_name(graph: ir.Graph, site: Site) -> list[ir.Value] | str:
     exact = [v for node in graph for v in node.outputs if v.name == site.onnx_value]
     return [_leaves_as(value) for value in exact] or f"no value {site.onnx_value}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from guardbake.passes.functions import DOMAIN
-from guardbake.passes.locate_names import NORMS, is_constant
+from guardbake.passes.locate_names import NORMS, is_constant, is_standard
 
 EMBEDS, IDS = "inputs_embeds", "input_ids"
 NO_DATA = ("Shape", "Size")
@@ -71,34 +71,37 @@ class _ResidualAdd:
     length: int = 1
 
 
-def token_values(graph: ir.Graph) -> list[ir.Value]:
+def token_values(graph: ir.Graph, width: int | None = None) -> list[ir.Value]:
     """What tokens come in by: their embeddings, their ids, or both.
 
     Where nothing reads the embeddings but cuts of their columns, the first columns: what rides in
-    others behind them, features of images for the first layers, is as an input of its own.
+    others behind them, features of images for the first layers, is as an input of its own. width:
+    how many the first ones are; None for what the graph says.
     """
     found: list[ir.Value] = []
     for value in graph.inputs:
         if value.name == EMBEDS:
-            found += _first_columns(value) or [value]
+            found += _first_columns(graph, value, width) or [value]
         elif value.name == IDS:
             found.append(value)
     return found
 
 
-def _first_columns(value: ir.Value) -> list[ir.Value]:
+def _first_columns(graph: ir.Graph, value: ir.Value, width: int | None) -> list[ir.Value]:
     """What is cut from the first column on, if every other cut begins behind it; else nothing."""
-    readers = [use.node for use in value.uses() if use.node.op_type not in NO_DATA]
-    cuts = {node: _cut_columns(node) for node in readers}
-    width = max((end for start, end in cuts.values() if start == 0), default=0)
-    if any(start != 0 and start < width for start, _ in cuts.values()):
+    readers = [use.node for use in value.uses() if not is_standard(use.node, *NO_DATA)]
+    cuts = {node: _cut_columns(graph, node) for node in readers}
+    ends = {end for start, end in cuts.values() if start == 0}
+    if len(ends) != 1 or (width is not None and ends != {width}):
+        return []
+    if any(start != 0 and start < max(ends) for start, _ in cuts.values()):
         return []
     return [node.outputs[0] for node, (start, _) in cuts.items() if start == 0]
 
 
-def _cut_columns(node: ir.Node) -> tuple[int, int]:
+def _cut_columns(graph: ir.Graph, node: ir.Node) -> tuple[int, int]:
     """From where up to where a node cuts columns out of its input; (-1, 0) if it does not."""
-    if node.op_type != "Slice" or node.domain or len(node.inputs) != 4:
+    if not is_standard(node, "Slice") or len(node.inputs) != 4 or node.graph is not graph:
         return -1, 0
     start, end, axis = (number_of(value) for value in node.inputs[1:])
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
@@ -109,8 +112,9 @@ def _cut_columns(node: ir.Node) -> tuple[int, int]:
 
 
 def number_of(value: ir.Value | None) -> int | None:
-    """The only number of a constant of whole numbers that stands in the graph."""
-    tensor = value.const_value if value is not None else None
+    """The only number of a constant of whole numbers that stands in the graph and is no input, by
+    which a caller could give another."""
+    tensor = value.const_value if value is not None and not value.is_graph_input() else None
     if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size != 1:
         return None
     whole = tensor.dtype in (ir.DataType.INT32, ir.DataType.INT64)
@@ -119,24 +123,23 @@ def number_of(value: ir.Value | None) -> int | None:
 
 def fuses_norm(node: ir.Node) -> bool:
     """Whether the node is a residual add and the norm of its sum in one."""
-    return node.op_type in _SKIP_NORMS
+    return node.op_type in _SKIP_NORMS and node.domain == "com.microsoft"
 
 
 def not_a_sum(node: ir.Node) -> str:
     """Why the node is no residual add, fused into a norm or not; empty if it is one."""
-    if node.op_type == "Add":
+    if is_standard(node, "Add"):
         return ""
-    bias = _SKIP_NORMS.get(node.op_type)
-    if bias is None:
+    if not fuses_norm(node):
         return f"{node.op_type} {node.name}, not a residual add"
-    if _input(node, bias) is not None:
+    if _input(node, _SKIP_NORMS[node.op_type]) is not None:
         return f"{node.op_type} {node.name}, which adds the bias that belongs to it"
     return ""
 
 
 def sum_of(node: ir.Node) -> ir.Value | None:
     """The sum that a residual add gives out; None if the norm it is fused into keeps it."""
-    index = 0 if node.op_type == "Add" else _SUM
+    index = _SUM if fuses_norm(node) else 0
     return node.outputs[index] if len(node.outputs) > index and node.outputs[index].name else None
 
 
@@ -188,8 +191,7 @@ def _layers(line: list[_ResidualAdd], lines: _Lineage) -> Stream:
         return Stream(reason=f"{len(line)} residual adds, not two a layer")
     outputs = []
     for layer, add in enumerate(line[1::2]):
-        bias = _SKIP_NORMS.get(add.node.op_type)
-        if bias is not None and _input(add.node, bias) is not None:
+        if fuses_norm(add.node) and not_a_sum(add.node):
             return Stream(reason=f"layer {layer}: {add.node.name} adds the FFN's bias")
         value = _ffn_output(add.branch)
         if value is None:
@@ -242,7 +244,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """The two values that the node adds, if it may be a residual add."""
-    if node.op_type != "Add" and node.op_type not in _SKIP_NORMS:
+    if not is_standard(node, "Add") and not fuses_norm(node):
         return None
     one, other = _input(node, 0), _input(node, 1)
     if one is None or other is None or is_constant(one) or is_constant(other):

@@ -3,7 +3,8 @@
 A value that only *reaches* the logits may reach them times nothing, while a copy of it goes another
 way. So it is proved that there is no other way: the site's value is added to the stream at once,
 the stream that it is added to is the one it was computed from, and past that sum nothing but the
-sum leads on. Sizes are no data: a path ends at `Shape` and `Size`.
+sum leads on. Sizes are no data: a path ends at `Shape` and `Size`. Operators are known by name and
+domain: a function in the file may have any name (and `load_graph` refuses the standard's domain).
 
 Requires: a decoder graph. Leaves: the graph as it was.
 """
@@ -18,6 +19,7 @@ import onnx_ir as ir
 
 from guardbake.errors import SiteError
 from guardbake.passes.functions import DOMAIN
+from guardbake.passes.locate_names import is_standard
 from guardbake.passes.locate_stream import (
     EMBEDS,
     IDS,
@@ -54,7 +56,7 @@ def _residual_add(site: Site, value: ir.Value) -> tuple[ir.Node, ir.Value]:
     guard = [use.node for use in value.uses() if use.node.domain == DOMAIN]
     values = [value, *(node.outputs[0] for node in guard)]
     users = [(use.node, v) for v in values for use in v.uses() if use.node.domain != DOMAIN]
-    if len(users) == 1 and users[0][0].op_type == "Cast":
+    if len(users) == 1 and is_standard(users[0][0], "Cast"):
         cast = users[0][0].outputs[0]
         users = [(use.node, cast) for use in cast.uses()]
     if len(users) != 1:
@@ -67,19 +69,21 @@ def _residual_add(site: Site, value: ir.Value) -> tuple[ir.Node, ir.Value]:
 def require_only_way(
     graph: ir.Graph,
     site: Site,
+    width: int,
     product: ir.Value,
     edited: ir.Value | None = None,
     told: Collection[Use] = (),
 ) -> None:
     """Raises SiteError unless the data that goes past `site`'s layer goes through its residual sum.
 
-    product: the FFN output as computed; edited: what enters the sum in its place, if anything does.
-    told: uses that carry the guard's decision and no data.
+    width: of the stream, as the guard has it. product: the FFN output as computed; edited: what
+    enters the sum in its place, if anything does. told: uses that carry the guard's decision and no
+    data.
     """
     joined = product if edited is None else edited
     node, added = _residual_add(site, joined)
     stream = next((v for v in node.inputs[:2] if v is not added), None)
-    sources = token_values(graph)
+    sources = token_values(graph, width)
     if stream is None or not sources:
         _refuse(site, f"no stream from {EMBEDS} or {IDS} to add the FFN output to")
     walk = _Walk(graph, {*told, *_one_token(graph)})
@@ -100,7 +104,7 @@ def _one_token(graph: ir.Graph) -> list[Use]:
     inputs = {str(value.name): value for value in graph.inputs}
     found: dict[int, list[Use]] = {}
     for use in inputs[IDS].uses() if {IDS, EMBEDS} <= inputs.keys() else ():
-        other = use.node.inputs[1 - use.idx] if use.node.op_type == "Equal" else None
+        other = use.node.inputs[1 - use.idx] if is_standard(use.node, "Equal") else None
         token = number_of(other)
         if token is not None:
             found.setdefault(token, []).append((use.node, use.idx))
@@ -133,7 +137,7 @@ class _Walk:
 
     def _computed_from(self, value: ir.Value) -> Iterator[ir.Value]:
         for use in value.uses():
-            if use not in self.told and use.node.op_type not in NO_DATA:
+            if use not in self.told and not is_standard(use.node, *NO_DATA):
                 inside = use.node.graph
                 node = use.node if inside is None else self.outer.get(inside, use.node)
                 yield from node.outputs

@@ -257,7 +257,8 @@ class VerifyGuard:
             site = Site(layer, "ffn_output")
             edited = edits[site].outputs[0] if site in edits else None
             try:
-                require_only_way(model.graph, site, self._locate(model, site), edited, told)
+                product = self._locate(model, site)
+                require_only_way(model.graph, site, spec.model.width, product, edited, told)
             except SiteError as error:
                 self._refuse(error.found, error.expected, cause=error)
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from guardbake.errors import MalformedError, UnsupportedError
+from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError
 from guardbake.plugins import Number
 from guardbake.vlm.catalog import Family, family_of
 from guardbake.vlm.files import (
@@ -22,6 +22,8 @@ from guardbake.vlm.files import (
     family_at,
     malformed,
 )
+
+_UNREADABLE = (AttributeError, LookupError, OSError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ def load_vlm(
 
     path_or_id: a checkpoint folder, or a hub id that is cached here (or fetched, if allow_network).
     Raises UsageError (no such folder), UnsupportedError (family, or weights that are not
-    safetensors), MalformedError (a truncated or incomplete checkpoint).
+    safetensors), MalformedError (a truncated or incomplete checkpoint), EnvironmentFault (its
+    processor wants a package that is not there).
     """
     folder = checkpoint_folder(path_or_id, allow_network)
     config = read_config(folder)
     family = family_of(config)
     check_weights(folder)
+    processor = _load_processor(folder)  # which may not be possible here, before the weights
     loader: Any = AutoModelForImageTextToText  # its stubs do not know output_loading_info
     disable_progress_bar()  # type: ignore[no-untyped-call]  # a bake shows its own
     model, report = loader.from_pretrained(
@@ -79,11 +83,28 @@ def load_vlm(
             where=str(folder),
             remedy="fetch or save the checkpoint again",
         )
-    processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-        folder, local_files_only=True
-    )
     model.eval().requires_grad_(False)
     return Vlm(model, processor, family, folder, digest_checkpoint(folder))
+
+
+def _load_processor(folder: Path) -> Any:
+    """Where a package is missing, transformers says so by one of two errors; other errors come of
+    its files."""
+    try:
+        return AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            folder, local_files_only=True
+        )
+    except (ImportError, *_UNREADABLE) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        if not isinstance(error, ImportError) and "to be installed" not in said:
+            raise malformed(said, "a processor of transformers", folder) from error
+        raise EnvironmentFault(
+            found=said,
+            expected="the packages that the checkpoint's processor is made of",
+            where=str(folder),
+            remedy="install them; a Qwen's part for videos wants torchvision, in the release that "
+            "belongs to the installed torch",
+        ) from error
 
 
 def load_rounded(vlm: Vlm, number: Number) -> Vlm:

@@ -95,3 +95,14 @@ def test_what_onnx_writes_is_read(
     read = model.graph.initializers["w"].const_value
     assert read is not None
     np.testing.assert_array_equal(read.numpy(), values)
+
+
+def test_a_function_in_the_place_of_a_known_operator(tmp_path: Path) -> None:
+    """Whoever reads the graph takes it for the operator; no exporter writes one."""
+    tensor = onnx.TensorProto(name="w", data_type=1, float_data=[1.0])
+    path = write(tensor, tmp_path / "g.onnx", "function")
+    model = onnx.load(path)
+    model.functions[0].domain, model.functions[0].name = "", "Shape"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(MalformedError, match="a function in ONNX's own domain, Shape"):
+        load_graph(path)

@@ -19,6 +19,7 @@ QWEN = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 GEMMA = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
 LETTERS = "\u0120\u010aabcdefghijklmnopqrstuvwxyz?."  # a space and a new line as bytes are spelt
 PATCH, SIDE = 8, 64
+LEAST, MOST = 1024, 4096  # pixels of a Qwen's picture
 
 
 def marks_of(family: str) -> tuple[str, str, str]:
@@ -43,7 +44,7 @@ def make(family: str, folder: Path) -> None:
     else:
         pixels = Qwen2VLImageProcessorPil(
             patch_size=PATCH, merge_size=2, temporal_patch_size=2,
-            size={"shortest_edge": 1024, "longest_edge": 4096},
+            size={"shortest_edge": LEAST, "longest_edge": MOST},
         )  # fmt: skip
         processor = STOCK.PaddleOCRVLProcessor(
             image_processor=pixels, tokenizer=tokenizer, chat_template=template

@@ -22,7 +22,7 @@ from guardbake.steps.export import export_checkpoint
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.runner import TorchRunner
 
-from tests.foreign.genai_checkpoints import FAMILIES, make, marks_of
+from tests.foreign.genai_checkpoints import FAMILIES, LEAST, MOST, PATCH, make, marks_of
 from tests.foreign.genai_loop import Said, ask, draw, require_alike
 
 WORDS = "what is drawn here?"
@@ -177,26 +177,87 @@ def test_a_folder_in_float16(checkpoint: Path, guarded: Guarded, vlm: Vlm, tmp_p
 
 
 @of_one_family
-def test_what_genai_cannot_have_is_not_exported(
-    checkpoint: Path, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_image_processor_of_a_published_checkpoint(
+    checkpoint: Path, exported: Path, tmp_path: Path
 ) -> None:
-    copy, out = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint")), tmp_path / "out"
+    """In a file of its own, by older keys, beside a processor with a part for videos."""
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    (copy / "processor_config.json").unlink()
+    said = {
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    }
+    said |= {"patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2}
+    said |= {"min_pixels": LEAST, "max_pixels": MOST}
+    (copy / "preprocessor_config.json").write_text(json.dumps(said))
+    folder = export(copy, tmp_path / "exported")
+    for name in ("processor_config.json", "genai_config.json"):
+        assert (folder / name).read_text() == (exported / name).read_text()
 
-    def refused(said: str, *more: str) -> None:
-        assert run("export", copy, "-o", out, "--target", "genai", *more) == 3
+
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def refused(
+    copy: Path, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Refused:
+    def check(code: int, said: str, *more: str) -> None:
+        out = tmp_path / "out"
+        assert run("export", copy, "-o", out, "--target", "genai", *more) == code
         assert said in capsys.readouterr().err
-        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+        assert not out.exists()
 
-    refused("bfloat16", "--dtype", "bfloat16")
+    return check
+
+
+@of_one_family
+def test_what_genai_cannot_have_is_not_exported(copy: Path, refused: Refused) -> None:
+    refused(3, "bfloat16", "--dtype", "bfloat16")
     path = copy / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    path.write_text(json.dumps(tokenizer | {"model": {"type": "WordLevel"}}))
-    refused("WordLevel")
-    path.write_text(json.dumps(tokenizer).replace("vision_start", "vision_begin"))
-    refused("<|vision_start|>")
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"model": {"type": "WordLevel"}}))
+    refused(3, "WordLevel")
+    for added in (5, [{"content": ["a"]}], []):
+        path.write_text(json.dumps(json.loads(whole) | {"added_tokens": added}))
+        refused(3, "a tokenizer without <|vision_start|>")
+    path.write_text("[]")
+    refused(9, "a JSON list")
     path.unlink()
-    refused("tokenizer.json, tokenizer_config.json and processor_config.json")
-    path.write_text(json.dumps(tokenizer))
+    refused(3, "tokenizer.json, tokenizer_config.json and processor_config.json")
+    path.write_text(whole)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
-    refused("a llava")
+    refused(3, "a llava")
+
+
+@of_one_family
+def test_an_image_processor_that_genai_cannot_follow(copy: Path, refused: Refused) -> None:
+    path = copy / "processor_config.json"
+    processor = json.loads(path.read_text())
+
+    def changed(**keys: object) -> None:
+        pixels = processor["image_processor"] | keys
+        path.write_text(json.dumps(processor | {"image_processor": pixels}))
+
+    changed(do_normalize=False)
+    refused(3, "another do_normalize")
+    changed(resample=5)
+    refused(9, "sizes, means and scales of pixels")
+    changed(image_mean=3)
+    refused(9, "sizes, means and scales of pixels")
+    for text in ("{", "[]"):
+        path.write_text(text)
+        refused(9, str(path))
+
+
+@pytest.mark.parametrize("checkpoint", ["gemma3"], indirect=True)
+def test_genai_gives_a_gemmas_images_256_tokens(copy: Path, refused: Refused) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"mm_tokens_per_image": 64}))
+    refused(3, "images of 64 tokens")

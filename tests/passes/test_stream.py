@@ -176,16 +176,16 @@ def test_a_graph_whose_ffn_meets_no_stream_takes_no_guard(lab: Any, guard: Any) 
     total = toy.node("residual_2")
     total.replace_input_with(0, toy.value(1))  # the other product, and not the stream
     with pytest.raises(SiteError, match="computed from another value"):
-        require_only_way(toy.model.graph, Site(2, "ffn_output"), toy.value(2))
+        require_only_way(toy.model.graph, Site(2, "ffn_output"), WIDTH, toy.value(2))
     with pytest.raises(SiteError) as caught:
         InsertGuard(guard("sequence", "care"))(toy.model)
     assert caught.value.exit_code == 3
 
 
-def cut(model: ir.Model, start: int, name: str, source: ir.Value) -> ir.Value:
-    """WIDTH columns of a wider input, from that one on."""
+def cut(model: ir.Model, start: int, name: str, source: ir.Value, columns: int = WIDTH) -> ir.Value:
+    """So many columns of an input, from that one on."""
     bounds = {}
-    for role, number in (("start", start), ("end", start + WIDTH), ("axis", -1)):
+    for role, number in (("start", start), ("end", start + columns), ("axis", -1)):
         called = f"{name} {role}"
         tensor = ir.tensor(np.array([number], np.int64), name=called)
         bounds[role] = ir.val(called, const_value=tensor)
@@ -220,15 +220,104 @@ def test_features_in_columns_behind_the_embeddings_join_the_stream(lab: Any, gua
     VerifyGuard(spec, "the toy")(lab.insert(toy, spec))
 
 
-def test_the_embeddings_past_the_guard_are_a_way_round(lab: Any, guard: Any) -> None:
-    for shift in (0, 1):  # all of them, or all but one as if they were other columns
-        toy = lab.toy()
-        first, _ = widened(toy)
-        wide = next(value for value in toy.model.graph.inputs if value.name == "inputs_embeds")
-        around = cut(toy.model, shift, "around", wide) if shift else first
-        join_times_nothing(toy.model, around)
-        with pytest.raises(SiteError, match=r"way round|computed from another value"):
-            lab.insert(toy, guard("sequence", "care"))
+def widest(model: ir.Model) -> ir.Value:
+    return next(value for value in model.graph.inputs if value.name == "inputs_embeds")
+
+
+def all_past(toy: Any) -> None:
+    join_times_nothing(toy.model, widened(toy)[0])
+
+
+def all_but_one_past(toy: Any) -> None:
+    """As if they were other columns."""
+    widened(toy)
+    join_times_nothing(toy.model, cut(toy.model, 1, "around", widest(toy.model)))
+
+
+def first_columns_too_few(toy: Any) -> None:
+    """The layers get one column of the embeddings, the head the others; the loop feeds as ever."""
+    graph, wide = toy.model.graph, widest(toy.model)
+    readers = list(wide.uses())
+    one = cut(toy.model, 0, "one", wide, columns=1)
+    zeros = ir.val("none", const_value=ir.tensor(np.zeros(WIDTH, np.float32), name="none"))
+    graph.register_initializer(zeros)
+    spread = ir.node("Add", [one, zeros], name="spread")
+    graph.insert_after(one.producer(), spread)
+    for use in readers:
+        use.node.replace_input_with(use.idx, spread.outputs[0])
+    others = cut(toy.model, 1, "others", wide, columns=WIDTH - 1)
+    total = ir.node("ReduceSum", [others], {"keepdims": 1}, name="total")
+    graph.insert_after(others.producer(), total)
+    join_times_nothing(toy.model, total.outputs[0])
+
+
+def bounds_that_a_caller_gives(toy: Any) -> None:
+    _, rest = widened(toy)
+    start = rest.producer().inputs[1]
+    toy.model.graph.inputs.append(start)
+    join_times_nothing(toy.model, rest)
+
+
+def cut_inside_a_branch(toy: Any) -> None:
+    graph, wide = toy.model.graph, widest(toy.model)
+    readers = list(wide.uses())
+    first = cut(toy.model, 0, "first", wide)
+    node = first.producer()
+    graph.remove(node)
+    other = ir.node("Identity", [wide], name="other")
+    then = ir.Graph([], node.outputs, nodes=[node], name="then")
+    otherwise = ir.Graph([], other.outputs, nodes=[other], name="else")
+    true = ir.val("true", const_value=ir.tensor(np.array(True), name="true"))
+    graph.register_initializer(true)
+    branches = {"then_branch": then, "else_branch": otherwise}
+    either = ir.node("If", [true], attributes=branches, name="either")
+    graph.insert_before(graph[0], either)
+    for use in readers:
+        use.node.replace_input_with(use.idx, either.outputs[0])
+    join_times_nothing(toy.model, either.outputs[0])
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        all_past,
+        all_but_one_past,
+        first_columns_too_few,
+        bounds_that_a_caller_gives,
+        cut_inside_a_branch,
+    ],
+)
+def test_the_embeddings_past_the_guard_are_a_way_round(
+    lab: Any, guard: Any, plant: Callable[[Any], None]
+) -> None:
+    toy = lab.toy()
+    plant(toy)
+    with pytest.raises(SiteError, match=r"way round|computed from another value|no stream"):
+        lab.insert(toy, guard("sequence", "care"))
+
+
+@pytest.mark.parametrize("name", ["Shape", "Cast", "Add", "Equal"])
+def test_operators_of_other_domains_are_not_known_by_their_names(
+    lab: Any, guard: Any, name: str
+) -> None:
+    """A function of the file may be called Shape and hand on the data whole."""
+    toy = lab.toy()
+    graph, total = toy.model.graph, toy.node("residual_2")
+    if name == "Equal":
+        told_apart(toy.model, 7)
+        node(toy.model, "is 7").domain = "own"
+    elif name == "Shape":
+        size = ir.node("Shape", [widest(toy.model)], domain="own", name="size")
+        graph.insert_before(toy.node("head"), size)
+        join_times_nothing(toy.model, size.outputs[0])
+    elif name == "Cast":
+        cast = ir.node("Cast", [toy.value(2)], domain="own", name="cast")
+        graph.insert_before(total, cast)
+        total.replace_input_with(1, cast.outputs[0])
+    else:
+        total.domain = "own"
+    with pytest.raises(SiteError, match=r"way round|not a residual add"):
+        lab.insert(toy, guard("sequence", "care"))
 
 
 def told_apart(model: ir.Model, *tokens: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guardbake.errors import MalformedError, UnsupportedError, UsageError
+from guardbake.errors import EnvironmentFault, MalformedError, UnsupportedError, UsageError
 from guardbake.vlm.catalog import models_root
 from guardbake.vlm.files import check_weights, digest_checkpoint
 from guardbake.vlm.load import load_vlm
@@ -109,3 +110,21 @@ def test_the_digest_sees_every_byte_that_matters(checkpoint: Path) -> None:
     raw[-1] ^= 1
     weights_of(checkpoint).write_bytes(raw)
     assert digest_checkpoint(checkpoint) != before
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+@pytest.mark.parametrize("kind", ["Qwen2_5_VLProcessor", "Qwen3VLProcessor"])
+def test_a_processor_that_wants_a_package_says_which(checkpoint: Path, kind: str) -> None:
+    """As published: images in a file of their own, and a part for videos that the name brings."""
+    (checkpoint / "processor_config.json").unlink()
+    pixels = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": kind}
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(pixels))
+    with pytest.raises(EnvironmentFault, match=r"orchvision.*; install them"):
+        load_vlm(str(checkpoint))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"processor_class": 3}'])
+def test_a_processor_that_cannot_be_read_is_malformed(checkpoint: Path, text: str) -> None:
+    (checkpoint / "processor_config.json").write_text(text)
+    with pytest.raises(MalformedError, match=str(checkpoint)):
+        load_vlm(str(checkpoint))
