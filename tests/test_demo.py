@@ -11,18 +11,18 @@ from guardbake.vlm.catalog import models_root
 
 
 def _smaller(tmp_path: Path) -> Path:
-    """The demo recipe on a third of its prompts, with the candidate that it chooses alone."""
+    """The demo recipe on a sixth of its prompts, with the candidate that it chooses alone."""
     text = (models_root() / "demo.toml").read_text(encoding="utf-8")
     head, *sections = text.split("[[fit.candidates]]")
     push = next(s for s in sections if 'edit = "steer"' in s)
     text = f"{head}[[fit.candidates]]{push}" + "[parity]" + sections[-1].split("[parity]", 1)[1]
-    for split, limit in (("fit", 80), ("validate", 50), ("test", 45), ("parity", 2)):
+    for split, limit in (("fit", 48), ("validate", 30), ("test", 30), ("parity", 2)):
         before, after = text.split(f"[samples.{split}]", 1)
         lines = after.split("\n")
         place = next(i for i, line in enumerate(lines) if line.startswith("limit"))
         lines[place] = f"limit = {limit}"
         text = f"{before}[samples.{split}]" + "\n".join(lines)
-    # one prompt of 45 is 2.2 points: the recipe's 5 would let two change sides
+    # one prompt of 30 is 3.3 points: the recipe's 5 would let one change sides
     text = text.replace("harmless_rise = 0.05", "harmless_rise = 0.1")
     text = text.replace("file:prompts", f"file:{models_root() / 'prompts'}")
     text = text.replace('checkpoint = "demo"', f'checkpoint = "{models_root() / "demo"}"')

@@ -26,7 +26,7 @@ def marks_of(family: str) -> tuple[str, str, str]:
     return GEMMA if family == "gemma3" else QWEN
 
 
-def make(family: str, folder: Path) -> None:
+def make_checkpoint(family: str, folder: Path) -> None:
     """A checkpoint with processor and tokenizer."""
     torch.manual_seed(0)
     model, _ = _qwen2_5_vl() if family == "qwen2_5_vl" else MAKERS[family]()

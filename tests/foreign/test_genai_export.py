@@ -6,14 +6,12 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from guardbake.artifact import save_guard
 from guardbake.plugins import Number, Storage
 from guardbake.progress import PlainReporter
 from guardbake.site import Site
@@ -22,7 +20,7 @@ from guardbake.steps.export import export_checkpoint
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.runner import TorchRunner
 
-from tests.foreign.genai_checkpoints import FAMILIES, LEAST, MOST, PATCH, make, marks_of
+from tests.foreign.genai_checkpoints import FAMILIES, LEAST, MOST, PATCH, make_checkpoint, marks_of
 from tests.foreign.genai_loop import Said, ask, draw, require_alike
 
 WORDS = "what is drawn here?"
@@ -41,7 +39,7 @@ of_one_family = pytest.mark.parametrize("checkpoint", ["qwen3_vl"], indirect=Tru
 @pytest.fixture(scope="module", params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / str(request.param)
-    make(str(request.param), folder)
+    make_checkpoint(str(request.param), folder)
     return folder
 
 
@@ -92,29 +90,17 @@ Guarded = Callable[..., tuple[GuardSpec, Path]]
 
 
 @pytest.fixture
-def guarded(
-    run: Callable[..., int],
-    guard: Callable[..., GuardSpec],
-    vlm: Vlm,
-    exported: Path,
-    tmp_path: Path,
-) -> Guarded:
+def guarded(guard_folder: Guarded, vlm: Vlm, exported: Path) -> Guarded:
     """A guard for this model and the folder it was applied to."""
 
-    def make_guard(
+    def make(
         profile: str, threshold: float = 0.0, pools: bool = False, source: Path = exported
     ) -> tuple[GuardSpec, Path]:
-        changes = {"strength": 4.0, "threshold": threshold, "pools": pools, "seed": 3}
         place = {"width": 32, "layers": 5, "sensor": Site(2, "residual"), "edits": (3,)}
-        made = guard(profile, "steer", family=vlm.family.name, **changes, **place)
-        spec = replace(made, model=replace(made.model, digest=vlm.model_digest))
-        pack, out = tmp_path / "guard.safetensors", tmp_path / f"{profile} {pools} {threshold}"
-        save_guard(spec, pack)
-        assert run("apply", source, "--guard", pack, "-o", out) == 0
-        assert run("verify", out, "--unguarded", source) == 0
-        return spec, out
+        changes = {"strength": 4.0, "threshold": threshold, "pools": pools} | place
+        return guard_folder(vlm, source, profile, **changes)
 
-    return make_guard
+    return make
 
 
 @pytest.mark.parametrize("sizes", [(), (WIDE,), (TALL,), (WIDE, WIDE)])

@@ -13,10 +13,12 @@ import onnx_ir as ir
 import pytest
 
 from guardbake.artifact import save_guard
+from guardbake.site import Site
 from guardbake.spec import GuardSpec
 from guardbake.vlm.load import Vlm, load_vlm
 from guardbake.vlm.runner import TorchRunner
 
+from tests.foreign.conftest import LAYERS, WIDTH
 from tests.foreign.genai_loop import TOKENS, Said, answer, ask, draw, require_alike
 
 HERE = Path(__file__).parent
@@ -40,22 +42,13 @@ Guarded = Callable[..., tuple[GuardSpec, Path]]
 
 
 @pytest.fixture
-def guarded(
-    run: Callable[..., int],
-    foreign_guard: Callable[..., GuardSpec],
-    vlm: Vlm,
-    tmp_path: Path,
-) -> Guarded:
+def guarded(guard_folder: Guarded, vlm: Vlm) -> Guarded:
     """A guard and the folder it was applied to."""
 
     def make(threshold: float, pools: bool) -> tuple[GuardSpec, Path]:
-        changes = {"pools": pools, "threshold": threshold, "family": vlm.family.name, "seed": 3}
-        spec = foreign_guard("sequence", "steer", strength=2.0, **changes)
-        pack, out = tmp_path / "guard.safetensors", tmp_path / f"{pools} {threshold}"
-        save_guard(spec, pack)
-        assert run("apply", FOLDER, "--guard", pack, "-o", out) == 0
-        assert run("verify", out, "--unguarded", FOLDER) == 0
-        return spec, out
+        place = {"width": WIDTH, "layers": LAYERS, "sensor": Site(0, "residual"), "edits": (1,)}
+        changes = {"strength": 2.0, "threshold": threshold, "pools": pools} | place
+        return guard_folder(vlm, FOLDER, "sequence", **changes)
 
     return make
 

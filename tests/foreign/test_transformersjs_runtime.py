@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardbake.artifact import save_guard
 from guardbake.plugins import Number, Trace
 from guardbake.progress import PlainReporter
 from guardbake.samples.typography import draw_cells, pieces_of
@@ -141,27 +140,15 @@ Guarded = Callable[..., tuple[GuardSpec, Path]]
 
 
 @pytest.fixture
-def guarded(
-    run: Callable[..., int],
-    guard: Callable[..., GuardSpec],
-    vlm: Vlm,
-    exported: Path,
-    tmp_path: Path,
-) -> Guarded:
+def guarded(guard_folder: Guarded, vlm: Vlm, exported: Path) -> Guarded:
     """A guard for this model and the folder it was applied to."""
 
     def make(
         profile: str, threshold: float, pools: bool = False, source: Path = exported
     ) -> tuple[GuardSpec, Path]:
-        changes = {"strength": 20.0, "threshold": threshold, "pools": pools, "seed": 3}
         place = {"width": 128, "layers": 6, "sensor": Site(2, "residual"), "edits": (4,)}
-        made = guard(profile, "steer", **changes, **place)
-        spec = replace(made, model=replace(made.model, digest=vlm.model_digest))
-        pack, out = tmp_path / "guard.safetensors", tmp_path / f"{profile} {pools} {threshold}"
-        save_guard(spec, pack)
-        assert run("apply", source, "--guard", pack, "-o", out) == 0
-        assert run("verify", out, "--unguarded", source) == 0
-        return spec, out
+        changes = {"strength": 20.0, "threshold": threshold, "pools": pools} | place
+        return guard_folder(vlm, source, profile, **changes)
 
     return make
 
