@@ -22,10 +22,10 @@ def _smaller(tmp_path: Path) -> Path:
         place = next(i for i, line in enumerate(lines) if line.startswith("limit"))
         lines[place] = f"limit = {limit}"
         text = f"{before}[samples.{split}]" + "\n".join(lines)
-    # a gate's threshold is set on every harmless one of these, in each form
+    # a gate's threshold is set on every harmless one of these, in each form; it wants 99 for 1 %
     few = models_root() / "prompts" / "harmless_validate.txt"
     lines = few.read_text(encoding="utf-8").splitlines(keepends=True)
-    (tmp_path / few.name).write_text("".join(lines[:60]), encoding="utf-8")
+    (tmp_path / few.name).write_text("".join(lines[:80]), encoding="utf-8")
     text = text.replace(f"file:prompts/{few.name}", f"file:{tmp_path / few.name}")
     # one prompt of 30 is 3.3 points: the recipe's 5 would let one change sides
     text = text.replace("harmless_rise = 0.05", "harmless_rise = 0.1")
