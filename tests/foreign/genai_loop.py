@@ -22,11 +22,13 @@ TOKENS = 8
 
 @dataclass(frozen=True)
 class Said:
-    """One sequence as genai ran it: the prompt as its processor made it, the answer, and what the
-    guard's outputs said at each call's last token, of an unguarded folder nothing."""
+    """One sequence as genai ran it: the prompt as its processor made it, the answer, and of each
+    call's last token the logits and what the guard's outputs said, of an unguarded folder nothing.
+    """
 
     batch: Batch
     tokens: list[int]
+    logits: list[Any]
     scores: list[float]
     opened: list[bool]
 
@@ -69,22 +71,25 @@ def _batch(asked: Any, pictured: bool, vlm: Vlm) -> Batch:
 
 
 def answer(generator: Any, batch: Batch) -> Said:
-    tokens, scores, opened = [], [], []
+    tokens, logits, scores, opened = [], [], [], []
     while len(tokens) < TOKENS and not generator.is_done():
         generator.generate_next_token()
         tokens.append(int(generator.get_next_tokens()[0]))
-        try:  # of the call whose logits chose this token
+        made = np.array(generator.get_output("logits"))  # which chose this token
+        logits.append(made.reshape(-1, made.shape[-1])[-1])
+        try:  # of the same call
             scores.append(float(generator.get_output("guard_score").ravel()[-1]))
             opened.append(bool(generator.get_output("guard_open").ravel()[-1]))
         except RuntimeError:
             continue
-    return Said(batch, tokens, scores, opened)
+    return Said(batch, tokens, logits, scores, opened)
 
 
 def require_alike(vlm: Vlm, spec: GuardSpec | None, said: Said, rounding: float) -> Trace:
-    """The same tokens, verdicts and scores as PyTorch with the guard's hooks gives."""
+    """The same tokens, verdicts, logits and scores as PyTorch with the guard's hooks gives."""
     wanted = TorchRunner(vlm, spec).run(said.batch, len(said.tokens))
     assert said.tokens == wanted.tokens[0].tolist()
+    assert np.abs(np.array(said.logits) - wanted.step_logits[0]).max() < rounding
     if wanted.guard_score is None or wanted.guard_open is None:
         assert spec is None or spec.profile == "always"
         assert said.scores == []

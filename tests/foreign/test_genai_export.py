@@ -243,7 +243,13 @@ def test_an_image_processor_that_genai_cannot_follow(copy: Path, refused: Refuse
 
 
 @pytest.mark.parametrize("checkpoint", ["gemma3"], indirect=True)
-def test_genai_gives_a_gemmas_images_256_tokens(copy: Path, refused: Refused) -> None:
+def test_what_of_a_gemma_genai_cannot_have(copy: Path, refused: Refused) -> None:
+    """Images of 256 tokens, one view of each."""
+    path = copy / "processor_config.json"
+    processor = json.loads(path.read_text())
+    processor["image_processor"]["do_pan_and_scan"] = True
+    path.write_text(json.dumps(processor))
+    refused(3, "another do_pan_and_scan")
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"mm_tokens_per_image": 64}))
     refused(3, "images of 64 tokens")

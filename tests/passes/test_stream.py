@@ -259,17 +259,16 @@ def bounds_that_a_caller_gives(toy: Any) -> None:
 
 
 def cut_inside_a_branch(toy: Any) -> None:
+    """Both branches of an If cut the same columns, and what it gives goes on by both ways."""
     graph, wide = toy.model.graph, widest(toy.model)
     readers = list(wide.uses())
-    first = cut(toy.model, 0, "first", wide)
-    node = first.producer()
-    graph.remove(node)
-    other = ir.node("Identity", [wide], name="other")
-    then = ir.Graph([], node.outputs, nodes=[node], name="then")
-    otherwise = ir.Graph([], other.outputs, nodes=[other], name="else")
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        node = cut(toy.model, 0, name, wide).producer()
+        graph.remove(node)
+        branches[name] = ir.Graph([], node.outputs, nodes=[node], name=name)
     true = ir.val("true", const_value=ir.tensor(np.array(True), name="true"))
     graph.register_initializer(true)
-    branches = {"then_branch": then, "else_branch": otherwise}
     either = ir.node("If", [true], attributes=branches, name="either")
     graph.insert_before(graph[0], either)
     for use in readers:
